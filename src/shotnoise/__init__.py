@@ -1,0 +1,40 @@
+"""shotnoise: measure, predict and simulate the noise of minibatch gradients.
+
+import shotnoise as sn
+problem = sn.Problem(model, "cross_entropy", inputs, targets)
+result = sn.measure(problem, batch_sizes=[1, 8, 64, 512])
+"""
+
+from shotnoise import datasets, sampling, show
+from shotnoise.compare import Agreement, compare
+from shotnoise.errors import (
+    DataError,
+    InputError,
+    NonFiniteError,
+    PerSampleGradientError,
+    ShotnoiseError,
+)
+from shotnoise.measure import Measure
+from shotnoise.problem import Problem
+from shotnoise.results import load, save
+
+__version__ = "0.1.0"
+
+measure = Measure()
+
+__all__ = [
+    "Agreement",
+    "DataError",
+    "InputError",
+    "NonFiniteError",
+    "PerSampleGradientError",
+    "Problem",
+    "ShotnoiseError",
+    "compare",
+    "datasets",
+    "load",
+    "measure",
+    "sampling",
+    "save",
+    "show",
+]

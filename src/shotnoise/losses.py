@@ -1,0 +1,136 @@
+"""Losses that give one value per sample, and the checks that keep them so.
+
+"cross_entropy"  -log softmax(outputs)[target]; with further axes (outputs (n, classes, d1, ...)) the mean over
+                 d1, ..., so that the mean over samples is what `torch.nn.CrossEntropyLoss` reports
+"mse"            1/2 ||outputs - targets||^2, summed over all outputs of a sample: the papers' convention, which is
+                 half of `torch.nn.MSELoss(reduction="sum")` and has no division by the number of outputs
+a callable       loss(outputs, targets) -> tensor (n,), one value per sample
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from shotnoise.errors import DataError, InputError
+
+LossFunction = Callable[[Any, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A per-sample loss: `per_sample(outputs, targets)` gives (n,); `check` looks at them first and raises."""
+
+    name: str
+    per_sample: LossFunction
+    check: Callable[[Any, Any], None]
+
+
+def resolve(loss: str | LossFunction) -> Loss:
+    """A loss given by name or as a callable."""
+    if isinstance(loss, str):
+        if loss not in NAMED:
+            raise InputError(
+                f"loss={loss!r} is not known; use one of {', '.join(map(repr, NAMED))}, "
+                "or a callable loss(outputs, targets) that returns one value per sample"
+            )
+        return NAMED[loss]
+    reduction = getattr(loss, "reduction", "none")
+    if reduction != "none":
+        raise InputError(
+            f"loss={type(loss).__name__}(reduction={reduction!r}) returns one number for the whole batch; "
+            'build it with reduction="none", or pass "cross_entropy" or "mse"'
+        )
+    if callable(loss):
+        return Loss(getattr(loss, "__name__", type(loss).__name__), loss, lambda outputs, targets: None)
+    raise InputError(f"loss must be a name or a callable loss(outputs, targets), not {type(loss).__name__}")
+
+
+def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of logits (n, classes, ...) with class indices (n, ...) or probabilities, per sample (n,)."""
+    losses = F.cross_entropy(outputs, targets, reduction="none")
+    return losses.flatten(1).mean(1) if losses.ndim > 1 else losses
+
+
+def mse(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Half the squared error, summed over the outputs of each sample: (n,)."""
+    squares = 0.5 * (outputs - targets).square()
+    return squares.flatten(1).sum(1) if squares.ndim > 1 else squares
+
+
+def check_cross_entropy(outputs: Any, targets: Any) -> None:
+    _require_tensors(outputs, targets, "cross_entropy")
+    if outputs.ndim < 2:
+        raise InputError(
+            f"cross_entropy needs logits of shape (n, classes, ...), but the model returned {tuple(outputs.shape)}"
+        )
+    if targets.is_floating_point():
+        _require_shape(outputs, targets, "cross_entropy with class probabilities")
+    else:
+        _require_classes(outputs, targets)
+
+
+def check_mse(outputs: Any, targets: Any) -> None:
+    _require_tensors(outputs, targets, "mse")
+    _require_shape(outputs, targets, "mse")
+
+
+NAMED = {
+    "cross_entropy": Loss("cross_entropy", cross_entropy, check_cross_entropy),
+    "mse": Loss("mse", mse, check_mse),
+}
+
+
+def require_per_sample(losses: Any, n: int, name: str) -> Tensor:
+    """`losses` if it is one value per sample, else an error that says what it was."""
+    if not isinstance(losses, Tensor):
+        raise InputError(f"the loss {name} returned {type(losses).__name__}, not a tensor of one value per sample")
+    if losses.ndim == 0:
+        raise InputError(
+            f"the loss {name} returned a single number for {n} samples (a mean or a sum); "
+            f'shotnoise needs one value per sample, shape ({n},): use reduction="none"'
+        )
+    if losses.shape != (n,):
+        raise InputError(
+            f"the loss {name} returned shape {tuple(losses.shape)} for {n} samples; expected ({n},): "
+            "reduce every axis but the first, for instance with losses.flatten(1).mean(1)"
+        )
+    return losses
+
+
+def _require_tensors(outputs: Any, targets: Any, name: str) -> None:
+    if not isinstance(outputs, Tensor):
+        raise InputError(
+            f"the model returned {type(outputs).__name__}, but loss={name!r} needs one tensor; "
+            "pass a callable loss that picks what it needs, e.g. lambda out, y: per_sample_loss(out.logits, y)"
+        )
+    if not isinstance(targets, Tensor):
+        raise InputError(f"loss={name!r} needs targets, one per sample, but got {type(targets).__name__}")
+
+
+def _require_shape(outputs: Tensor, targets: Tensor, name: str) -> None:
+    if outputs.shape != targets.shape:
+        hint = "; add the missing axis with targets.unsqueeze(1)" if targets.ndim == outputs.ndim - 1 else ""
+        raise InputError(
+            f"{name} compares equal shapes, but the model returned {tuple(outputs.shape)} "
+            f"for targets {tuple(targets.shape)}{hint}"
+        )
+
+
+def _require_classes(outputs: Tensor, targets: Tensor) -> None:
+    expected = (outputs.shape[0], *outputs.shape[2:])
+    if targets.shape != expected:
+        swapped = outputs.ndim > 2 and targets.shape == outputs.shape[:-1]
+        hint = "; the classes seem to be on the last axis: move them to axis 1" if swapped else ""
+        raise InputError(
+            f"cross_entropy with logits {tuple(outputs.shape)} expects class indices of shape {expected}, "
+            f"but the targets have shape {tuple(targets.shape)}{hint}"
+        )
+    low, high, classes = int(targets.min()), int(targets.max()), outputs.shape[1]
+    if low < 0 or high >= classes:
+        raise DataError(
+            f"targets run from {low} to {high}, but the model has {classes} outputs, so classes 0 to {classes - 1}; "
+            "check the labels, or widen the last layer (padding with -100 needs a callable loss that masks it)"
+        )

@@ -1,0 +1,198 @@
+"""Moments of the per-sample gradients, layer by layer, from passes over the data.
+
+Results by layer are float64 arrays whose last column is all layers together. The penalty's gradient s = l2 w is added
+to every g_i, where it belongs to the loss; it cancels in the noise.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shotnoise.errors import NonFiniteError
+from shotnoise.measure.estimate import Array, Products
+from shotnoise.problem import Chunk, Named, Problem
+
+Progress = Callable[[int, int], None]  # (samples done, samples in all)
+PAIR_CHUNK = 512  # samples whose mutual inner products are looked at
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of all n samples, exactly: mean loss, ||grad L||^2, Tr M and Tr Sigma by layer, and how they were had."""
+
+    loss: float
+    gradient: Named
+    gradient_norm_sq: Array
+    second_moment: Array
+    noise_trace: Array
+    paths: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What m sampled data points tell: their losses (m,), penalty included, and the products of their gradients."""
+
+    losses: Array
+    products: Products
+    paths: dict[str, str]
+
+
+def of_all(problem: Problem, progress: Progress | None = None) -> Moments:
+    """One pass over the data."""
+    loss, norms, gradient, paths = 0.0, np.zeros(len(problem.layers)), _zeros(problem), dict[str, str]()
+    for chunk in _followed(problem.passes(), problem.n, progress):
+        loss += float(chunk.losses.double().sum())
+        norms += layer_norms(problem, chunk).sum(0)
+        for name, g in chunk.gradient.items():
+            gradient[name] += g
+        paths |= chunk.paths
+    data_gradient = {name: g / problem.n for name, g in gradient.items()}
+    shift = _penalty_gradient(problem)
+    whole = {name: g + shift[name] for name, g in data_gradient.items()}
+    mean_norms = norms / problem.n
+    noise = np.maximum(mean_norms - layer_dots(problem, data_gradient, data_gradient), 0)
+    square = layer_dots(problem, whole, whole)
+    return Moments(
+        loss=loss / problem.n + problem.penalty,
+        gradient=whole,
+        gradient_norm_sq=with_total(square),
+        second_moment=with_total(noise + square),
+        noise_trace=with_total(noise),
+        paths=paths,
+    )
+
+
+def of_sample(problem: Problem, indices: Tensor, population: int | None, progress: Progress | None = None) -> Sampled:
+    """Two passes over the samples `indices`: for the mean gradient, then for the products with it."""
+    m = len(indices)
+    counted = None if progress is None else lambda done, total: progress(done, 2 * total)
+    counted_on = None if progress is None else lambda done, total: progress(total + done, 2 * total)
+    losses, gradient, paths = [], _zeros(problem), dict[str, str]()
+    for chunk in _followed(problem.passes(indices), m, counted):
+        losses.append(chunk.losses.double().cpu())
+        for name, g in chunk.gradient.items():
+            gradient[name] += g / m
+        paths |= chunk.paths
+    shift = _penalty_gradient(problem)
+    mean = {name: g + shift[name] for name, g in gradient.items()}
+    norms, along, pairs = [], [], _PairMoments(len(problem.layers) + 1)
+    later = problem.passes(indices, with_gradient=False, at_most=PAIR_CHUNK)
+    for chunk in _followed(later, m, counted_on):
+        chunk_norms = layer_norms(problem, chunk)
+        chunk_along = _along(problem, chunk, mean) + layer_dots(problem, shift, mean)
+        if problem.l2:
+            chunk_norms += 2 * _along(problem, chunk, shift) + layer_dots(problem, shift, shift)
+        norms.append(chunk_norms)
+        along.append(chunk_along)
+        pairs.add(layer_grams(problem, chunk))
+    trace_squared, trace_cubed = pairs.traces()
+    products = Products(
+        with_total(np.concatenate(norms)),
+        with_total(np.concatenate(along)),
+        trace_squared,
+        trace_cubed,
+        population,
+    )
+    return Sampled(torch.cat(losses).numpy() + problem.penalty, products, paths)
+
+
+def layer_norms(problem: Problem, chunk: Chunk) -> Array:
+    """||g_i||^2 of the data part by layer, (m, layers). Raises NonFiniteError naming the sample and the layer."""
+    columns = [
+        torch.stack([chunk.per_sample[name].squared_norms() for name in names]).sum(0)
+        for names in problem.layers.values()
+    ]
+    norms = torch.stack(columns, 1)
+    bad = (~torch.isfinite(norms)).nonzero()
+    if len(bad):
+        sample, layer = int(chunk.indices[int(bad[0, 0])]), list(problem.layers)[int(bad[0, 1])]
+        raise NonFiniteError(
+            f"the gradient of sample {sample} in layer {layer!r} is NaN or infinite although its loss is finite; "
+            "look for a square root, division or power at zero there, or for overflow in single precision"
+        )
+    return norms.double().cpu().numpy()
+
+
+def layer_grams(problem: Problem, chunk: Chunk) -> Iterator[Tensor]:
+    """g_i . g_j of the data part by layer, one (m, m) matrix after the other."""
+    for names in problem.layers.values():
+        total = chunk.per_sample[names[0]].gram()
+        for name in names[1:]:
+            total += chunk.per_sample[name].gram()
+        yield total
+
+
+def layer_dots(problem: Problem, a: Named, b: Named) -> Array:
+    """a . b by layer, (layers,)."""
+    return np.array(
+        [
+            sum(float(torch.dot(a[name].reshape(-1), b[name].reshape(-1))) for name in names)
+            for names in problem.layers.values()
+        ]
+    )
+
+
+def with_total(by_layer: Array) -> Array:
+    """One more last column: the sum over the layers."""
+    return np.concatenate([by_layer, by_layer.sum(-1, keepdims=True)], -1)
+
+
+class _PairMoments:
+    """Unbiased Tr Sigma^2 and Tr Sigma^3 from the inner products of differences of disjoint pairs of samples.
+
+    A difference p = g_i - g_j has mean 0 and covariance 2 Sigma, so E (p . q)^2 = 4 Tr Sigma^2 for independent p, q and
+    E (p . q)(q . r)(r . p) = 8 Tr Sigma^3 for three.
+    """
+
+    def __init__(self, columns: int) -> None:
+        self.squared, self.cubed = np.zeros(columns), np.zeros(columns)
+        self.two, self.three = 0, 0
+
+    def add(self, grams: Iterator[Tensor]) -> None:
+        differences = [_of_differences(gram) for gram in grams]
+        differences.append(torch.stack(differences).sum(0))
+        k = len(differences[0])
+        for column, d in enumerate(differences):
+            self.squared[column] += float(d.square().sum())
+            self.cubed[column] += float(((d @ d) * d).sum())
+        self.two += k * (k - 1)
+        self.three += k * (k - 1) * (k - 2)
+
+    def traces(self) -> tuple[Array, Array]:
+        return self.squared / max(1, self.two) / 4, self.cubed / max(1, self.three) / 8
+
+
+def _of_differences(gram: Tensor) -> Tensor:
+    """Inner products of g_0 - g_1, g_2 - g_3, ..., with the diagonal set to 0."""
+    even = len(gram) // 2 * 2
+    rows = gram[0:even:2] - gram[1:even:2]
+    difference = (rows[:, 0:even:2] - rows[:, 1:even:2]).double()
+    return difference.fill_diagonal_(0)
+
+
+def _along(problem: Problem, chunk: Chunk, direction: Named) -> Array:
+    columns = [
+        torch.stack([chunk.per_sample[name].dot(direction[name]) for name in names]).sum(0)
+        for names in problem.layers.values()
+    ]
+    return torch.stack(columns, 1).double().cpu().numpy()
+
+
+def _penalty_gradient(problem: Problem) -> Named:
+    return {name: problem.l2 * p.detach() for name, p in problem.parameters.items()}
+
+
+def _zeros(problem: Problem) -> Named:
+    return {name: torch.zeros_like(p) for name, p in problem.parameters.items()}
+
+
+def _followed(chunks: Iterator[Chunk], total: int, progress: Progress | None) -> Iterator[Chunk]:
+    done = 0
+    for chunk in chunks:
+        yield chunk
+        done += len(chunk.indices)
+        if progress is not None:
+            progress(done, total)

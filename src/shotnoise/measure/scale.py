@@ -1,0 +1,136 @@
+"""The gradient noise scale B = Tr Sigma / ||grad L||^2, in samples, with a confidence interval.
+
+At batch size B, the noise of the minibatch gradient is as long as the gradient itself. Estimated by T/A (see
+`estimate`; a ratio of unbiased estimates, itself not unbiased), it is hard to bound: A may be indistinguishable
+from 0, and then every large B is possible. The interval is the set of all B that a test does not reject. For a
+given B, i.e. ||grad L||^2 = T/B, the observed ||g||^2 has
+
+    mean   T/B + f T/m
+    variance   4 f lambda (T/B)/m + 2 f^2 Tr Sigma^2 / m^2        f = 1 - m/n
+
+lambda being the noise along the gradient's direction, and a distribution close to a gamma distribution with these two
+moments: skewed where few directions carry the noise, normal where the gradient stands out. The error of T enters
+through its jackknife variance and its correlation with A. Where the gradient cannot be seen, lambda is taken as
+Tr Sigma^3 / Tr Sigma^2, a mean eigenvalue of Sigma weighted towards the largest.
+
+Assumes at least some 30 samples, and that their mean is nearly Gaussian. Measured coverage of 95 % intervals: 92 to
+98 % whenever the interval is finite or the gradient lies along leading noise directions; up to 99 % (too wide) where
+the gradient hides in a quiet direction; down to 90 % at 32 samples with heavy tails.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize, stats
+
+from shotnoise.measure.estimate import Array, Estimates, Products
+
+EXACT, ESTIMATED, UNRESOLVED = "exact", "estimated", "not resolvable with this budget"
+
+
+@dataclass(frozen=True)
+class NoiseScale:
+    """T/A by column with its interval, all (columns,); `high` is inf where the samples cannot bound it."""
+
+    value: Array
+    low: Array
+    high: Array
+    stderr: Array
+
+    @property
+    def status(self) -> NDArray[np.str_]:
+        return np.where(np.isfinite(self.high), ESTIMATED, UNRESOLVED)
+
+
+def noise_scale(products: Products, estimates: Estimates, confidence: float) -> NoiseScale:
+    """The noise scale of every column with its interval at this confidence.
+
+    The value is inf where A <= 0: the gradient is not distinguishable from zero.
+    """
+    _, t, a = estimates.values
+    covariance = estimates.covariance
+    value = ratio(t, a)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        variance = covariance[1, 1] - 2 * value * covariance[1, 2] + value**2 * covariance[2, 2]
+        stderr = np.sqrt(np.maximum(0, variance)) / np.abs(a)
+    limits = np.array([_interval(products, estimates, c, confidence) for c in range(len(t))])
+    low, high = limits.reshape(-1, 2).T
+    return NoiseScale(value, low, high, np.where(np.isfinite(high), stderr, np.inf))
+
+
+def ratio(trace: Array, gradient_norm_sq: Array) -> Array:
+    """trace / ||grad L||^2: inf where the gradient is zero (or estimated as less), NaN where both are."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(gradient_norm_sq > 0, trace / gradient_norm_sq, np.where(trace > 0, np.inf, np.nan))
+
+
+def _interval(products: Products, estimates: Estimates, column: int, confidence: float) -> tuple[float, float]:
+    _, t, a = estimates.values[:, column]
+    if products.unseen <= 0 or t <= 0:
+        exact = float(ratio(np.asarray(t), np.asarray(a)))
+        return exact, exact
+    probability = _null_distribution(products, estimates, column)
+    tail = (1 - confidence) / 2
+    top = max(abs(a) / t, 1 / products.samples)
+    while probability(top) > tail:
+        top *= 4
+    # probability falls as 1/B grows; at 1/B = 0 it tells whether a vanishing gradient is still possible
+    at_zero = probability(0.0)
+    largest = optimize.brentq(lambda x: probability(x) - tail, 0, top) if at_zero > tail else 0.0
+    smallest = optimize.brentq(lambda x: probability(x) - (1 - tail), 0, top) if at_zero > 1 - tail else 0.0
+    return (1 / largest if largest else np.inf), (1 / smallest if smallest else np.inf)
+
+
+def _null_distribution(products: Products, estimates: Estimates, column: int) -> Callable[[float], float]:
+    """x -> probability of a ||g||^2 below the observed one, were ||grad L||^2 = x T."""
+    m, f = products.samples, products.unseen
+    _, t, a = estimates.values[:, column]
+    variance_t = estimates.covariance[1, 1, column]
+    variance_a = estimates.covariance[2, 2, column]
+    spread = np.sqrt(variance_t * variance_a)
+    correlation = estimates.covariance[1, 2, column] / spread if spread > 0 else 0.0
+    observed = a + f * t / m
+    square = max(float(products.trace_squared[column]), 0.0)
+    along = _noise_along_gradient(products, estimates, column, square)
+
+    def probability(x: float) -> float:
+        mean = t * (x + f / m)
+        variance = 4 * f * along * x * t / m + 2 * (f / m) ** 2 * square
+        slope = x + f / m
+        total = variance - 2 * slope * correlation * np.sqrt(variance * variance_t) + slope**2 * variance_t
+        if total <= 0:
+            return float(observed > mean)
+        shape = mean**2 / total
+        return float(stats.gamma.cdf(shape + np.sqrt(shape / total) * (observed - mean), shape))
+
+    return probability
+
+
+def _noise_along_gradient(products: Products, estimates: Estimates, column: int, square: float) -> float:
+    """lambda: the estimate along the gradient and the fallback, weighted by how much of ||g||^2 is gradient."""
+    m, f = products.samples, products.unseen
+    _, t, a = estimates.values[:, column]
+    if square <= 0:
+        return float(t)
+    largest = np.sqrt(square)
+    typical = np.clip(products.trace_cubed[column] / square, square / t, largest)
+    signal = max(a, 0.0) / (a + f * t / m) if a > 0 else 0.0
+    if signal == 0:
+        return float(typical)
+    seen = (estimates.covariance[2, 2, column] / f * m / 4 - square / m) / a
+    return float(signal * np.clip(seen, 0, largest) + (1 - signal) * typical)
+
+
+def samples_to_resolve(estimates: Estimates, samples: int, confidence: float) -> Array:
+    """About how many samples would tell the gradient from zero, by column.
+
+    Takes ||grad L||^2 at its estimate, or at its upper limit where the estimate is not positive, and its variance as
+    falling like 1/m: a rough guide, and in the second case a lower bound.
+    """
+    a, stderr = estimates.values[2], estimates.stderr[2]
+    z = float(stats.norm.isf((1 - confidence) / 2))
+    plausible = np.where(a > 0, a, np.maximum(a + z * stderr, stderr))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.ceil(samples * (z * stderr / plausible) ** 2))

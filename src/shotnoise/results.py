@@ -1,0 +1,162 @@
+"""What every verb returns: an xarray.Dataset in the glossary's names, with its provenance, saved without loss."""
+
+import json
+import math
+import os
+import platform
+import shutil
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from zarr.storage import ZipStore
+
+from shotnoise.errors import DataError, InputError
+from shotnoise.problem import Problem
+
+# Every variable of a result: what it is, and its unit ("" is that of the squared gradient or none).
+GLOSSARY: dict[str, tuple[str, str]] = {
+    "loss": ("mean training loss", ""),
+    "gradient_norm_sq": ("squared norm of the full gradient", ""),
+    "second_moment_trace": ("mean squared norm of the per-sample gradients", ""),
+    "noise_trace": ("trace of the per-sample gradient covariance (divisor n)", ""),
+    "conditional_gradient_variance": ("variance of the minibatch gradient at these weights", ""),
+    "noise_share": ("noise in the expected squared length of the minibatch gradient", ""),
+    "signal_to_noise": ("squared gradient norm over variance of the minibatch gradient", ""),
+    "noise_scale": ("gradient noise scale", "samples"),
+    "noise_scale_low": ("gradient noise scale, lower confidence limit", "samples"),
+    "noise_scale_high": ("gradient noise scale, upper confidence limit", "samples"),
+    "noise_scale_status": ("how the noise scale was had", ""),
+    "noise_scale_samples_needed": ("samples that would bound the noise scale, roughly", "samples"),
+    "noise_eigenvalues": ("largest eigenvalues of the per-sample gradient covariance", ""),
+    "noise_eigenvalue_residuals": ("residual norms of the eigenpairs", ""),
+    "noise_frobenius_norm": ("Frobenius norm of the per-sample gradient covariance", ""),
+    "noise_effective_rank": ("participation ratio of the noise eigenvalues", ""),
+    "parameter_noise_variance": ("variance over samples of a gradient entry", ""),
+    "hessian_noise_scale": ("curvature-weighted noise scale Tr(H Sigma) / g^T H g", "samples"),
+}
+
+
+def dataset(variables: Mapping[str, Any], coordinates: Mapping[str, Any], attributes: Mapping[str, Any]) -> xr.Dataset:
+    """A result whose variables carry their meaning and unit from the glossary."""
+    result = xr.Dataset(dict(variables), dict(coordinates), dict(attributes))
+    for name, variable in result.data_vars.items():
+        base = str(name).removesuffix("_stderr").removeprefix("layer_")
+        meaning, unit = GLOSSARY[base]
+        by_layer = ", by layer" if str(name).startswith("layer_") else ""
+        error = ", standard error" if str(name).endswith("_stderr") else ""
+        variable.attrs |= {"long_name": meaning + by_layer + error, "units": unit}
+    return result
+
+
+def provenance(problem: Problem) -> dict[str, Any]:
+    """Where a result comes from: versions, fingerprints of weights and data, precision, sizes, time."""
+    return {
+        "model": type(problem.model).__name__,
+        "parameters": problem.parameter_count,
+        "loss_name": problem.loss_name,
+        "l2": problem.l2,
+        "n_samples": problem.n,
+        "dtype": str(problem.dtype).removeprefix("torch."),
+        "device": str(problem.device),
+        **problem.fingerprints(),
+        "shotnoise_version": version("shotnoise"),
+        "torch_version": torch.__version__,
+        "numpy_version": np.__version__,
+        "python_version": platform.python_version(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def save(result: xr.Dataset, path: str | os.PathLike[str]) -> Path:
+    """Write a result as a Zarr store: a folder, or one file if `path` ends in .zip. Overwrites; all or nothing.
+
+    xarray opens it without shotnoise (`xarray.open_zarr`); `load` gives it back equal and with equal attributes.
+    """
+    path = Path(path)
+    if path.exists() and not _is_store(path):
+        raise InputError(f"{path} exists and is not a Zarr store; choose another path, nothing was overwritten")
+    try:
+        with tempfile.TemporaryDirectory(dir=path.resolve().parent, prefix=f".{path.name}.") as folder:
+            fresh = Path(folder) / path.name
+            _write(result, fresh if path.suffix != ".zip" else fresh.with_suffix(".zarr"))
+            if path.suffix == ".zip":
+                _pack(fresh.with_suffix(".zarr"), fresh)
+            if path.is_dir():
+                shutil.rmtree(path)
+            os.replace(fresh, path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}; choose a folder you may write to") from error
+    return path
+
+
+def load(path: str | os.PathLike[str]) -> xr.Dataset:
+    """Read what `save` wrote, into memory. Raises DataError where there is no such store."""
+    path = Path(path)
+    if not path.exists():
+        raise DataError(f"{path} does not exist; expected a Zarr store written by shotnoise.save")
+    try:
+        if path.is_file():
+            with ZipStore(path, mode="r") as store:
+                return xr.open_zarr(store, consolidated=False, chunks=None).load()
+        return xr.open_zarr(path, consolidated=False, chunks=None).load()
+    except Exception as error:
+        raise DataError(
+            f"{path} cannot be read as a Zarr store ({error}); it may be damaged or something else"
+        ) from error
+
+
+def to_json(result: xr.Dataset) -> str:
+    """A result for machines: variables with dimensions and values, coordinates, attributes.
+
+    Strict JSON: numbers that are not finite are the strings "NaN", "Infinity", "-Infinity".
+    """
+
+    def entry(array: xr.DataArray) -> dict[str, Any]:
+        return {
+            "dims": list(array.dims),
+            "values": _plain(array.values.tolist()),
+            "attrs": _plain(dict(array.attrs)),
+        }
+
+    content = {
+        "coordinates": {str(name): entry(c) for name, c in result.coords.items()},
+        "variables": {str(name): entry(v) for name, v in result.data_vars.items()},
+        "attributes": _plain(dict(result.attrs)),
+    }
+    return json.dumps(content, indent=1, allow_nan=False)
+
+
+def _write(result: xr.Dataset, path: Path) -> None:
+    with warnings.catch_warnings():
+        # Text has no final form in Zarr 3 yet; xarray and zarr read back what they wrote.
+        warnings.filterwarnings("ignore", message=".*does not have a Zarr V3 specification.*")
+        result.to_zarr(path, mode="w", consolidated=False)
+
+
+def _pack(folder: Path, archive: Path) -> None:
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as packed:  # the chunks inside are compressed already
+        for file in sorted(folder.rglob("*")):
+            packed.write(file, file.relative_to(folder))
+
+
+def _is_store(path: Path) -> bool:
+    return (path / "zarr.json").is_file() if path.is_dir() else path.suffix == ".zip"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value

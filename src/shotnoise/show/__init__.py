@@ -1,0 +1,25 @@
+"""Figures, tables, sentences and a page from stored results. Nothing here measures anything."""
+
+from shotnoise.files import check_writable
+from shotnoise.show.figures import conditional_variance, figures, noise_share, spectrum
+from shotnoise.show.layers import layers
+from shotnoise.show.reading import reading
+from shotnoise.show.report import report
+from shotnoise.show.scale import noise_scale
+from shotnoise.show.style import house_style, save
+from shotnoise.show.tables import table
+
+__all__ = [
+    "check_writable",
+    "conditional_variance",
+    "figures",
+    "house_style",
+    "layers",
+    "noise_scale",
+    "noise_share",
+    "reading",
+    "report",
+    "save",
+    "spectrum",
+    "table",
+]
