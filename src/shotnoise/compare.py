@@ -50,12 +50,16 @@ class Agreement:
         return max(abs(row.z) for row in self.rows)
 
     @property
-    def sentence(self) -> str:
-        verdict = "agree" if self.agrees else "disagree"
+    def detail(self) -> str:
+        """The numbers behind the verdict."""
         return (
-            f"The results {verdict}: the largest of {len(self.rows)} deviations is {self.max_abs_z:.2f} standard "
-            f"errors, the limit {self.threshold:.2f} at a false-alarm rate of {self.alarm:g} (p = {self.p_value:.2g})."
+            f"the largest of {len(self.rows)} deviations is {self.max_abs_z:.2f} standard errors, the limit "
+            f"{self.threshold:.2f} at a false-alarm rate of {self.alarm:g}; p = {self.p_value:.2g}"
         )
+
+    @property
+    def sentence(self) -> str:
+        return f"The results {'agree' if self.agrees else 'disagree'}: {self.detail}."
 
     def table(self) -> Table:
         """All points, for the terminal."""

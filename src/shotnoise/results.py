@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +21,9 @@ from zarr.storage import ZipStore
 
 from shotnoise.errors import DataError, InputError
 from shotnoise.problem import Problem
+
+# What noise_scale_status can say.
+EXACT, ESTIMATED, UNRESOLVED = "exact", "estimated", "not resolvable with this budget"
 
 # Every variable of a result: what it is, and its unit ("" is that of the squared gradient or none).
 GLOSSARY: dict[str, tuple[str, str]] = {
@@ -74,6 +77,17 @@ def provenance(problem: Problem) -> dict[str, Any]:
         "python_version": platform.python_version(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def along_steps(parts: Sequence[tuple[int, xr.Dataset]], attributes: Mapping[str, Any]) -> xr.Dataset:
+    """Results at several steps of a training joined along `step`, the fingerprint of each step's weights kept."""
+    steps = [step for step, _ in parts]
+    whole = xr.concat([part for _, part in parts], xr.Variable("step", steps), data_vars="all", coords="minimal",
+                      compat="override", join="exact", combine_attrs="drop_conflicts")  # fmt: skip
+    fingerprints = [str(part.attrs["model_fingerprint"]) for _, part in parts]
+    whole = whole.assign_coords(model_fingerprint=("step", np.array(fingerprints, dtype=str)))
+    whole.attrs |= {"created": parts[-1][1].attrs["created"], **attributes}
+    return whole
 
 
 def save(result: xr.Dataset, path: str | os.PathLike[str]) -> Path:
@@ -149,10 +163,17 @@ def _pack(folder: Path, archive: Path) -> None:
 
 
 def _is_store(path: Path) -> bool:
-    return (path / "zarr.json").is_file() if path.is_dir() else path.suffix == ".zip"
+    if path.is_dir():
+        return (path / "zarr.json").is_file()
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return "zarr.json" in archive.namelist()
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list):

@@ -7,7 +7,6 @@ For per-sample gradients g_1 .. g_n with covariance Sigma (divisor n), the mean 
 the second vanishing at b = n, where the batch is the whole data set (and 0 by convention for n = 1).
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -148,6 +147,15 @@ class Online(Sampling):
         )
 
 
+SCHEMES: dict[str, type[Sampling]] = {
+    "with-replacement": WithReplacement,
+    "without-replacement": WithoutReplacement,
+    "reshuffled-epochs": ReshuffledEpochs,
+    "cyclic-epochs": CyclicEpochs,
+    "online": Online,
+}
+
+
 def _cut(order: Indices, batch_size: int) -> Iterator[Indices]:
     for start in range(0, len(order) - batch_size + 1, batch_size):
         yield order[start : start + batch_size]
@@ -155,5 +163,5 @@ def _cut(order: Indices, batch_size: int) -> Iterator[Indices]:
 
 def _whole_batch_size(batch_size: int) -> None:
     whole = isinstance(batch_size, (int, np.integer)) and not isinstance(batch_size, bool)
-    if not whole or batch_size < 1 or not math.isfinite(batch_size):
+    if not whole or batch_size < 1:
         raise InputError(f"batch_size={batch_size!r}: a batch is a whole number of samples, at least 1")

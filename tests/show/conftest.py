@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from shotnoise.compare import Agreement, Row
+
 N = 1797
 BATCH_SIZES = [1, 8, 64, 512]
 LAYERS = ["0", "2", "4"]
@@ -132,7 +134,7 @@ def make_agreement(result, observed, threshold=3.9):
     for where in np.ndindex(a.shape):
         keys = dict(zip(a.dims, where, strict=True))
         rows.append(
-            SimpleNamespace(
+            Row(
                 variable="conditional_gradient_variance",
                 where={dim: a[dim].values[k].item() for dim, k in keys.items()},
                 a=float(a[keys]),
@@ -143,16 +145,7 @@ def make_agreement(result, observed, threshold=3.9):
             )
         )
     worst = max(abs(row.z) for row in rows)
-    agrees = worst < threshold
-    return SimpleNamespace(
-        agrees=agrees,
-        alarm=1e-3,
-        max_abs_z=worst,
-        threshold=threshold,
-        p_value=0.4 if agrees else 1e-9,
-        sentence=f"{'agree' if agrees else 'disagree'}: largest |z| = {worst:.1f}, threshold {threshold}",
-        rows=rows,
-    )
+    return Agreement(tuple(rows), alarm=1e-3, p_value=0.4 if worst < threshold else 1e-9, threshold=threshold)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import base64
 import os
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -110,7 +111,7 @@ def test_foreign_words_are_escaped(build):
     observed = build.observed(result)
     observed.attrs["sampling"] = bad
     agreement = build.agreement(result, observed)
-    agreement.sentence = agreement.rows[0].variable = bad
+    agreement = replace(agreement, rows=tuple(replace(row, variable=bad) for row in agreement.rows))
     text = page(result, observed, agreement, title=bad)
     assert "<script" not in text
     assert text.count("&lt;script&gt;") >= 9

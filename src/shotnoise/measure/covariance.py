@@ -130,7 +130,13 @@ class NoiseCovariance(LinearOperator):
                              f"dimensions; k must be between 1 and {most}")  # fmt: skip
         if tolerance is None:
             tolerance = 1e-8 if self.problem.dtype == torch.float64 else 1e-4
-        values, vectors = self._top_by_gram(k) if self._gram_fits else self._top_by_lanczos(k, tolerance)
+        if self._gram_fits:
+            values, vectors = self._top_by_gram(k)
+        elif k < self.shape[0]:
+            values, vectors = self._top_by_lanczos(k, tolerance)
+        else:
+            ascending, columns = np.linalg.eigh(self.to_dense())  # Lanczos cannot have all of them
+            values, vectors = ascending[::-1], columns[:, ::-1]
         residuals = np.linalg.norm(self._matmat(vectors) - vectors * values, axis=0)
         return Eigenpairs(values, vectors, residuals, tolerance)
 
@@ -162,7 +168,8 @@ class NoiseCovariance(LinearOperator):
     def _top_by_gram(self, k: int) -> tuple[Array, Array]:
         values, left = np.linalg.eigh(self._centred_gram)
         values, left = values[::-1][:k], left[:, ::-1][:, :k]
-        rank = int((values > 1e3 * np.finfo(np.float32).eps * values[0]).sum()) if values[0] > 0 else 0
+        smallest = 1e3 * torch.finfo(self.problem.dtype).eps * values[0]
+        rank = int((values > smallest).sum()) if values[0] > 0 else 0
         if rank < k:
             raise InputError(f"the noise covariance has numerical rank {rank}, but k={k} eigenpairs were asked for; "
                              f"ask for at most {rank}")  # fmt: skip

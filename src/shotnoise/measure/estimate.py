@@ -47,7 +47,7 @@ class Products:
     @property
     def unseen(self) -> float:
         """1 - m/n"""
-        return 1 - self.samples * self.rest
+        return 1.0 if self.population is None else (self.population - self.samples) / self.population
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def estimate(products: Products) -> Estimates:
     >>> norms, along_mean = (g**2).sum(1, keepdims=True), (g @ g.mean(0))[:, None]
     >>> found = estimate(Products(norms, along_mean, np.array([800.0]), np.array([3200.0]), population=None))
     >>> found.values.round(1).ravel().tolist(), found.stderr.round(1).ravel().tolist()
-    ([250.2, 199.8, 50.4], [1.5, 1.3, 0.9])
+    ([250.7, 200.5, 50.2], [1.5, 1.3, 0.9])
     """
     m = products.samples
     if m < FEWEST_SAMPLES:

@@ -26,8 +26,7 @@ from numpy.typing import NDArray
 from scipy import optimize, stats
 
 from shotnoise.measure.estimate import Array, Estimates, Products
-
-EXACT, ESTIMATED, UNRESOLVED = "exact", "estimated", "not resolvable with this budget"
+from shotnoise.results import ESTIMATED, UNRESOLVED
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def _null_distribution(products: Products, estimates: Estimates, column: int) ->
     spread = np.sqrt(variance_t * variance_a)
     correlation = estimates.covariance[1, 2, column] / spread if spread > 0 else 0.0
     observed = a + f * t / m
-    square = max(float(products.trace_squared[column]), 0.0)
+    square = float(products.trace_squared[column]) or t**2  # nothing known: the most that it can be
     along = _noise_along_gradient(products, estimates, column, square)
 
     def probability(x: float) -> float:
@@ -112,8 +111,6 @@ def _noise_along_gradient(products: Products, estimates: Estimates, column: int,
     """lambda: the estimate along the gradient and the fallback, weighted by how much of ||g||^2 is gradient."""
     m, f = products.samples, products.unseen
     _, t, a = estimates.values[:, column]
-    if square <= 0:
-        return float(t)
     largest = np.sqrt(square)
     typical = np.clip(products.trace_cubed[column] / square, square / t, largest)
     signal = max(a, 0.0) / (a + f * t / m) if a > 0 else 0.0
@@ -123,14 +120,16 @@ def _noise_along_gradient(products: Products, estimates: Estimates, column: int,
     return float(signal * np.clip(seen, 0, largest) + (1 - signal) * typical)
 
 
-def samples_to_resolve(estimates: Estimates, samples: int, confidence: float) -> Array:
+def samples_to_resolve(products: Products, estimates: Estimates, confidence: float) -> Array:
     """About how many samples would tell the gradient from zero, by column.
 
     Takes ||grad L||^2 at its estimate, or at its upper limit where the estimate is not positive, and its variance as
-    falling like 1/m: a rough guide, and in the second case a lower bound.
+    falling like 1/m - 1/n: a rough guide between m and n, and in the second case a lower bound.
     """
+    m, rest = products.samples, products.rest
     a, stderr = estimates.values[2], estimates.stderr[2]
-    z = float(stats.norm.isf((1 - confidence) / 2))
-    plausible = np.where(a > 0, a, np.maximum(a + z * stderr, stderr))
+    error = float(stats.norm.isf((1 - confidence) / 2)) * stderr
+    plausible = np.where(a > 0, a, a + error)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(np.ceil(samples * (z * stderr / plausible) ** 2))
+        share = np.clip(plausible / error, 0, 1) ** 2  # of the present variance of A, what may be left
+    return np.asarray(np.ceil(1 / (rest + (1 / m - rest) * share)))

@@ -129,7 +129,7 @@ def _exact(problem: Problem, factors: Array, progress: Progress | None) -> tuple
     variables: Variables = {"loss": ((), found.loss)}
     _add_moments(variables, found.second_moment, noise, square, scales, factors)
     variables["noise_scale_low"] = variables["noise_scale_high"] = ((), scales[-1])
-    variables["noise_scale_status"] = ((), scale.EXACT)
+    variables["noise_scale_status"] = ((), results.EXACT)
     return variables, found.paths
 
 
@@ -152,7 +152,7 @@ def _estimated(
     variables["loss_stderr"] = ((), float(found.losses.std(ddof=1) * np.sqrt(max(0, unseen) / len(indices))))
     variables["noise_scale_low"], variables["noise_scale_high"] = ((), scales.low[-1]), ((), scales.high[-1])
     variables["noise_scale_status"] = ((), str(scales.status[-1]))
-    needed = scale.samples_to_resolve(estimates, len(indices), confidence)[-1]
+    needed = scale.samples_to_resolve(found.products, estimates, confidence)[-1]
     variables["noise_scale_samples_needed"] = (
         (),
         needed if np.isinf(scales.high[-1]) else float(len(indices)),
@@ -270,9 +270,10 @@ def _batch_sizes(asked: Sequence[int] | None, sampling: Sampling, population: in
 
 
 def _check(problem: Problem, samples: int | None, confidence: float, top: int) -> None:
-    if samples is not None and not FEWEST_SAMPLES <= samples <= problem.n:
+    whole = samples is None or isinstance(samples, (int, np.integer))
+    if not whole or (samples is not None and not FEWEST_SAMPLES <= samples <= problem.n):
         raise InputError(
-            f"samples={samples}: a budget is between {FEWEST_SAMPLES} and n={problem.n} samples, or None for all"
+            f"samples={samples}: a budget is a whole number between {FEWEST_SAMPLES} and n={problem.n} samples, or None for all"
         )
     if not 0 < confidence < 1:
         raise InputError(f"confidence={confidence}: a probability between 0 and 1, such as 0.95")

@@ -3,6 +3,7 @@
 from shotnoise.files import check_writable
 from shotnoise.show.figures import conditional_variance, figures, noise_share, spectrum
 from shotnoise.show.layers import layers
+from shotnoise.show.progress import ProgressReport, progress
 from shotnoise.show.reading import reading
 from shotnoise.show.report import report
 from shotnoise.show.scale import noise_scale
@@ -10,6 +11,7 @@ from shotnoise.show.style import house_style, save
 from shotnoise.show.tables import table
 
 __all__ = [
+    "ProgressReport",
     "check_writable",
     "conditional_variance",
     "figures",
@@ -17,6 +19,7 @@ __all__ = [
     "layers",
     "noise_scale",
     "noise_share",
+    "progress",
     "reading",
     "report",
     "save",

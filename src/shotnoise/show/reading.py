@@ -11,8 +11,10 @@ import math
 import numpy as np
 import xarray as xr
 
+from shotnoise.compare import Agreement
+from shotnoise.results import UNRESOLVED
 from shotnoise.show import stored
-from shotnoise.show.stored import VARIANCE, Agreement
+from shotnoise.show.stored import VARIANCE
 from shotnoise.show.words import about, listing, number, percent, roughly
 
 
@@ -47,7 +49,7 @@ def _share(here: xr.Dataset) -> list[str]:
     if stored.value(here, "gradient_norm_sq") == 0:
         return [f"The full gradient is exactly zero{_at_step(here)}: whatever a minibatch step does is noise."]
     noisy = [(b, share) for b, share in sorted(zip(sizes, shares, strict=True)) if 0 < share <= 1]
-    if stored.status(here) == stored.UNRESOLVABLE or not noisy:
+    if stored.status(here) == UNRESOLVED or not noisy:
         return []
     b, share = noisy[len(noisy) // 2]
     at = f"At step {int(here['step']):,} and" if "step" in here.coords else "At"
@@ -68,7 +70,7 @@ def _full_batch(here: xr.Dataset) -> list[str]:
 
 def _scale(here: xr.Dataset) -> list[str]:
     scale, status = stored.value(here, "noise_scale"), stored.status(here)
-    if status == stored.UNRESOLVABLE:
+    if status == UNRESOLVED:
         return _unresolved(here)
     if not math.isfinite(scale) or scale <= 0:
         return []
@@ -127,7 +129,7 @@ def _series(result: xr.Dataset) -> list[str]:
     (first, start), (last, end) = parts[0], parts[-1]
     span = f"From step {first:,} to step {last:,}"
     scales = [stored.value(here, "noise_scale") for here in (start, end)]
-    known = all(stored.status(here) != stored.UNRESOLVABLE for here in (start, end))
+    known = all(stored.status(here) != UNRESOLVED for here in (start, end))
     if not known or not all(math.isfinite(scale) and scale > 0 for scale in scales):
         return [f"{span} the change of the noise scale cannot be told: it is not known at both ends."]
     ends = f"from about {about(scales[0])} to about {about(scales[1])} samples"
@@ -147,7 +149,7 @@ def _layers(here: xr.Dataset) -> list[str]:
     scales = stored.values(here, "layer_noise_scale")
     ranked = [k for k in np.argsort(scales) if math.isfinite(scales[k]) and scales[k] > 0]
     sentences = []
-    if len(ranked) > 1 and stored.status(here) != stored.UNRESOLVABLE:
+    if len(ranked) > 1 and stored.status(here) != UNRESOLVED:
         cleanest, noisiest = ranked[0], ranked[-1]
         sentences.append(
             f"Measured by its own noise scale, the noisiest layer is {names[noisiest]!r} (about "
@@ -167,7 +169,7 @@ def _layers(here: xr.Dataset) -> list[str]:
 
 def _verdict(observed: xr.Dataset | None, agreement: Agreement | None) -> list[str]:
     if agreement is not None:
-        drawn, found = "Real minibatches drawn at the same weights", agreement.sentence.rstrip(".")
+        drawn, found = "Real minibatches drawn at the same weights", agreement.detail
         if agreement.agrees:
             return [f"{drawn} agree with the measurement ({found})."]
         doubt = "do not rely on the numbers below before this is explained"

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import xarray as xr
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from shotnoise.compare import Agreement
 from shotnoise.files import check_writable, write_atomically
 from shotnoise.show import stored
 from shotnoise.show.captions import Caption, caption
 from shotnoise.show.figures import figures
 from shotnoise.show.reading import reading
-from shotnoise.show.stored import Agreement
 from shotnoise.show.style import render
 from shotnoise.show.tables import agreement_sheet, batch_sheet, layer_sheet, step_sheet
 

@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import blended_transform_factory
 
+from shotnoise.results import UNRESOLVED
 from shotnoise.show import stored
 from shotnoise.show.axes import note, positive, sample_axis, step_axis
 from shotnoise.show.style import BLUE, GREY, house_style, new_figure
@@ -43,7 +44,7 @@ class _Scales:
         self.value, self.low, self.high = (
             np.array([stored.value(here, f"noise_scale{end}") for _, here in parts]) for end in ("", "_low", "_high")
         )
-        resolved = np.array([stored.status(here) != stored.UNRESOLVABLE for _, here in parts])
+        resolved = np.array([stored.status(here) != UNRESOLVED for _, here in parts])
         self.drawn = positive(self.value) & resolved
         self.open = positive(self.low) & ~np.isfinite(self.high)
         self.closed = np.isfinite(self.low) & np.isfinite(self.high) & (self.high > self.low)

@@ -1,8 +1,6 @@
 """How the numbers of a stored result are reached; everything else in this package goes through here."""
 
-from collections.abc import Mapping, Sequence
 from statistics import NormalDist
-from typing import Protocol
 
 import numpy as np
 import xarray as xr
@@ -11,7 +9,6 @@ from numpy.typing import NDArray
 from shotnoise.errors import InputError
 
 VARIANCE = "conditional_gradient_variance"
-UNRESOLVABLE = "not resolvable with this budget"
 _NEEDED = [
     "loss",
     "gradient_norm_sq",
@@ -22,40 +19,6 @@ _NEEDED = [
     "noise_scale_high",
     "noise_scale_status",
 ]
-
-
-class AgreementRow(Protocol):
-    """One cell of a comparison of two results."""
-
-    @property
-    def variable(self) -> str: ...
-    @property
-    def where(self) -> Mapping[str, object]: ...
-    @property
-    def a(self) -> float: ...
-    @property
-    def a_stderr(self) -> float | None: ...
-    @property
-    def b(self) -> float: ...
-    @property
-    def b_stderr(self) -> float | None: ...
-    @property
-    def z(self) -> float: ...
-
-
-class Agreement(Protocol):
-    """What `shotnoise.compare` answers, as far as it is shown."""
-
-    @property
-    def agrees(self) -> bool: ...
-    @property
-    def alarm(self) -> float: ...
-    @property
-    def threshold(self) -> float: ...
-    @property
-    def sentence(self) -> str: ...
-    @property
-    def rows(self) -> Sequence[AgreementRow]: ...
 
 
 def check(result: xr.Dataset, observed: xr.Dataset | None = None) -> None:

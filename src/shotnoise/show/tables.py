@@ -7,8 +7,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from shotnoise.compare import Agreement
+from shotnoise.results import UNRESOLVED
 from shotnoise.show import stored
-from shotnoise.show.stored import VARIANCE, Agreement
+from shotnoise.show.stored import VARIANCE
 from shotnoise.show.words import number, percent, with_stderr
 
 SIGNAL_AND_NOISE = ["signal ‖∇L‖²", "noise Tr Σ", "noise scale (samples)"]
@@ -28,7 +30,9 @@ def table(result: xr.Dataset, observed: xr.Dataset | None = None) -> Table:
     noise.
     """
     sheet = batch_sheet(result, observed)
-    drawn = Table(title=Text(sheet.title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    drawn = Table(
+        title=Text(sheet.title), box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", title_style="bold"
+    )
     for column in sheet.columns:
         drawn.add_column(Text(column), justify="right", vertical="bottom")
     for k, row in enumerate(sheet.rows):
@@ -103,7 +107,7 @@ def agreement_sheet(agreement: Agreement) -> Sheet:
 
 def scale_cell(here: xr.Dataset) -> str:
     """The noise scale in samples, or what is left to say of it."""
-    if stored.status(here) != stored.UNRESOLVABLE:
+    if stored.status(here) != UNRESOLVED:
         return number(stored.value(here, "noise_scale"), 3)
     low = stored.value(here, "noise_scale_low")
     return f"over {number(low, 3)}" if low > 0 else "not resolved"
