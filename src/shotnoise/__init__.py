@@ -5,7 +5,7 @@ problem = sn.Problem(model, "cross_entropy", inputs, targets)
 result = sn.measure(problem, batch_sizes=[1, 8, 64, 512])
 """
 
-from shotnoise import datasets, sampling, show
+from shotnoise import datasets, models, results, sampling, show, training
 from shotnoise.compare import Agreement, compare
 from shotnoise.errors import (
     DataError,
@@ -34,7 +34,10 @@ __all__ = [
     "datasets",
     "load",
     "measure",
+    "models",
+    "results",
     "sampling",
     "save",
     "show",
+    "training",
 ]

@@ -19,9 +19,11 @@ from shotnoise.errors import InputError, NonFiniteError, ShotnoiseError
 from shotnoise.files import check_writable, write_atomically
 from shotnoise.measure import measure as measure_noise
 from shotnoise.measure import observed as observe
+from shotnoise.measure.observed import check_draws
+from shotnoise.measure.verb import check as check_measure
 from shotnoise.problem import Problem
 from shotnoise.sampling import SCHEMES, ReshuffledEpochs, Sampling
-from shotnoise.training import SGD, stops
+from shotnoise.training import SGD, check_steps, stops
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 OUT, ERR = Console(), Console(stderr=True)
@@ -73,6 +75,7 @@ def measure(
     steps = _whole_numbers("--at", at)
     subject = _problem(problem, data, model, data_dir, target, l2, seed)
     rule = SGD(learning_rate, min(train_batch_size, subject.n), ReshuffledEpochs(), seed)
+    _check(subject, plan, rule, steps)
     found = Found([], [])
     stopped = _along_training(subject, plan, rule, steps, found)
     if found.measured:
@@ -101,6 +104,15 @@ class Plan:
     draws: int
     top: int
     seed: int
+
+
+def _check(subject: Problem, plan: Plan, rule: SGD, steps: list[int]) -> None:
+    """Refuse now what would otherwise be refused after the training."""
+    check_steps(steps)
+    rule.sampling.check(rule.batch_size, subject.n)
+    check_measure(subject, plan.batch_sizes, plan.sampling, samples=plan.samples, top=plan.top)
+    if plan.draws:
+        check_draws(plan.draws)
 
 
 @dataclass(frozen=True)

@@ -124,6 +124,12 @@ def _rows(name: str, a: xr.Dataset, b: xr.Dataset) -> list[Row]:
             raise InputError(
                 f"the {which} result has no variable {name!r}; it has {sorted(map(str, result.data_vars))}"
             )
+        if result[name].dtype.kind not in "fiu":
+            raise InputError(f"{name!r} of the {which} result is not a number, but {result[name].dtype}")
+    if f"{name}_stderr" not in a and f"{name}_stderr" not in b:
+        raise InputError(
+            f"{name!r} has a standard error in neither result; compare exact ones with xarray.testing.assert_allclose"
+        )
     if set(a[name].dims) != set(b[name].dims):
         raise InputError(
             f"{name!r} has dimensions {a[name].dims} in the first result and {b[name].dims} in the second; "

@@ -97,6 +97,8 @@ def require_per_sample(losses: Any, n: int, name: str) -> Tensor:
             f"the loss {name} returned shape {tuple(losses.shape)} for {n} samples; expected ({n},): "
             "reduce every axis but the first, for instance with losses.flatten(1).mean(1)"
         )
+    if not losses.is_floating_point():
+        raise InputError(f"the loss {name} returned type {losses.dtype}; expected real floating-point numbers")
     return losses
 
 

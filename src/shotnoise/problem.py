@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from shotnoise import losses as losses_module
-from shotnoise.errors import InputError, NonFiniteError, PerSampleGradientError, ShotnoiseError
-from shotnoise.per_sample import capture, explicit, trust
-from shotnoise.per_sample.structure import Dense, PerSample
+from shotnoise.errors import InputError, PerSampleGradientError, ShotnoiseError
+from shotnoise.per_sample import capture, explicit, finite, trust
+from shotnoise.per_sample.structure import PerSample
 from shotnoise.random_state import preserved_random_state
 from shotnoise.samples import Batch, hash_tensors, tree_leaves, tree_map
 from shotnoise.samples import resolve as resolve_samples
@@ -70,6 +70,7 @@ class Problem:
         self.loss_spec = losses_module.resolve(loss)
         self.samples = resolve_samples(inputs, targets)
         self.l2 = float(l2)
+        self._measurable: object = None
         self._checked: tuple[object, dict[str, str]] | None = None
         self._chunk_size = 1
         trust.require_usable(self.model)
@@ -105,16 +106,19 @@ class Problem:
         """Layer name -> its parameters: a layer is a module that owns parameters itself; "(model)" is the root."""
         layers: dict[str, list[str]] = {}
         for name in self.parameters:
-            layers.setdefault(name.rpartition(".")[0] or "(model)", []).append(name)
+            layers.setdefault(finite.layer_of(name), []).append(name)
         return layers
 
     @property
     def penalty(self) -> float:
         """(l2/2) ||w||^2"""
+        if not self.l2:
+            return 0.0
         return 0.5 * self.l2 * float(sum(p.detach().double().square().sum() for p in self.parameters.values()))
 
     def losses(self, indices: Tensor | None = None) -> Tensor:
         """The loss of each sample, penalty included, (m,). indices: which samples; None is all of them."""
+        self._require_measurable()
         penalty = self.penalty
         with self._quiet(), torch.no_grad():
             parts = [self._losses(self._leaves(), *self._batch(i)) for i in self.chunks(indices, 4096)]
@@ -125,16 +129,21 @@ class Problem:
         return float(self.losses(indices).double().mean())
 
     def gradient(self, indices: Tensor | None = None, chunk_size: int = 4096) -> Named:
-        """The gradient of `loss`, one tensor per parameter. Raises NonFiniteError where a loss is not finite."""
-        leaves = self._leaves()
-        total = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+        """The gradient of `loss`, one tensor per parameter. Raises NonFiniteError where it is not finite."""
+        self._require_measurable()
         count = self.n if indices is None else len(indices)
         with self._quiet():
+            leaves = self._leaves()
+            total = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
             for chunk in self.chunks(indices, chunk_size):
                 losses = self._losses(leaves, *self._batch(chunk))
-                self._require_finite_losses(losses, chunk)
+                finite.require_losses(losses, chunk)
                 for name, g in _grad(losses.sum(), leaves).items():
                     total[name] += g
+        if not finite.all_finite(g.sum() for g in total.values()):
+            for _ in self.passes(indices):  # raises where it finds the sample to blame
+                pass
+            finite.require_sums(total, "gradient")
         return {name: g / count + self.l2 * leaves[name].detach() for name, g in total.items()}
 
     def per_sample_gradients(self, indices: Tensor | None = None) -> Named:
@@ -148,17 +157,20 @@ class Problem:
 
     def hessian_vector_product(self, vector: Mapping[str, Tensor], indices: Tensor | None = None) -> Named:
         """H v for the Hessian H of `loss` and a vector given as one tensor per parameter."""
-        leaves = self._leaves()
-        total = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+        chunk_size = self.chunk_size
         count = self.n if indices is None else len(indices)
         with self._quiet(), explicit.elementary_kernels():
-            for chunk in self.chunks(indices, self.chunk_size):
+            leaves = self._leaves()
+            vector = self._require_vector(vector)
+            total = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+            for chunk in self.chunks(indices, chunk_size):
                 losses = self._losses(leaves, *self._batch(chunk))
-                self._require_finite_losses(losses, chunk)
+                finite.require_losses(losses, chunk)
                 slope = _grad(losses.sum(), leaves, create_graph=True)
                 along = torch.stack([(slope[name] * vector[name]).sum() for name in leaves]).sum()
                 for name, g in _grad(along, leaves).items():
                     total[name] += g
+        finite.require_sums(total, "Hessian-vector product")
         return {name: g / count + self.l2 * vector[name] for name, g in total.items()}
 
     def passes(
@@ -202,10 +214,18 @@ class Problem:
         pieces = vector.split([p.numel() for p in parameters.values()])
         return {name: piece.view(p.shape) for (name, p), piece in zip(parameters.items(), pieces, strict=True)}
 
+    def _require_vector(self, vector: Mapping[str, Tensor]) -> Named:
+        """Copies of the vector's tensors, which may have been made in inference mode."""
+        expected = {name: tuple(p.shape) for name, p in self.parameters.items()}
+        found = {name: tuple(v.shape) for name, v in vector.items()}
+        if found != expected:
+            raise InputError(f"a vector needs one tensor per parameter, {expected}; got {found}")
+        return {name: vector[name].detach().clone() for name in expected}
+
     def _pass(self, indices: Tensor, distrusted: Mapping[str, str], with_gradient: bool) -> Chunk:
-        leaves = self._leaves()
-        inputs, targets = self._batch(indices)
         with self._quiet():
+            leaves = self._leaves()
+            inputs, targets = self._batch(indices)
             found = capture.run(
                 self.model,
                 leaves,
@@ -214,14 +234,15 @@ class Problem:
                 distrusted,
                 with_gradient,
             )
-            self._require_finite_losses(found.losses, indices)
+            finite.require_losses(found.losses, indices)
             per_sample, paths = dict(found.per_sample), dict.fromkeys(found.per_sample, "structure")
             if found.missing:
                 written, way = self._written_out(leaves, found.missing, inputs, targets)
                 per_sample |= written
                 paths |= {name: f"per-sample gradients by {way} ({why})" for name, why in found.missing.items()}
         ordered = {name: per_sample[name] for name in leaves}
-        return Chunk(indices, found.losses, found.gradient, ordered, paths)
+        finite.require_gradients(ordered, found.gradient, indices)
+        return Chunk(indices, found.losses, found.gradient, ordered, {name: paths[name] for name in leaves})
 
     def _written_out(
         self, leaves: Named, missing: Mapping[str, str], inputs: Batch, targets: Batch
@@ -241,11 +262,7 @@ class Problem:
             return {name: torch.stack([g[name] for g in each]) for name in wanted}
 
         found, way = explicit.gradients(one_loss, wanted, inputs, targets, loop)
-        parts = {
-            name: PerSample([Dense(g.reshape(len(g), *(leaves[name].shape or (1,))))], leaves[name].shape)
-            for name, g in found.items()
-        }
-        return parts, way
+        return {name: PerSample.of(g) for name, g in found.items()}, way
 
     def _leaves(self) -> Named:
         """The trainable parameters detached from the user's: same memory, no gradient or hook of theirs is touched."""
@@ -262,36 +279,49 @@ class Problem:
         frozen = {name: p.detach() for name, p in self.model.named_parameters() if not p.requires_grad}
         constants = {name: b.clone() for name, b in self.model.named_buffers()} | frozen
         state = {name: self._cast(t, dtype) for name, t in constants.items()} | dict(leaves)
+        inputs = tree_map(Tensor.clone, inputs)  # the model may work on them in place
         args, kwargs = (), {}
         if isinstance(inputs, dict):
             kwargs = inputs
         else:
             args = inputs if isinstance(inputs, tuple) else (inputs,)
-        outputs = torch.func.functional_call(self.model, state, args, kwargs)
-        if checked:
-            self.loss_spec.check(outputs, targets)
-        values = self.loss_spec.per_sample(outputs, targets)
+        with _preserved_attributes(self.model):
+            outputs = torch.func.functional_call(self.model, state, args, kwargs)
+            if checked:
+                self.loss_spec.check(outputs, targets)
+            values = self.loss_spec.per_sample(outputs, targets)
         return losses_module.require_per_sample(values, len(tree_leaves(inputs)[0]), self.loss_spec.name)
 
-    def _check_model(self) -> dict[str, str]:
-        """Once per state of the model: can it be measured, and which layer rules fail on it?"""
+    def _require_measurable(self) -> None:
+        """Once per state of the model: does each sample have a loss and a gradient of its own?"""
         state = trust.state_of(self.model)
-        if self._checked is None or self._checked[0] != state:
+        if self._measurable != state:
             trust.require_usable(self.model)
             trust.require_per_sample_mode(self.model)
+            self._require_evaluable()
+            self._measurable = state
+
+    def _check_model(self) -> dict[str, str]:
+        """Once per state of the model: can it be measured, and which parameters have no layer rule that holds?"""
+        self._require_measurable()
+        state = trust.state_of(self.model)
+        if self._checked is None or self._checked[0] != state:
             self._checked = (state, self._distrusted_rules())
         return self._checked[1]
 
+    @property
+    def _probes(self) -> Tensor:
+        return torch.linspace(0, self.n - 1, min(self.n, trust.PROBES)).long()
+
     def _distrusted_rules(self) -> dict[str, str]:
         """Which parameters' layer rules fail on a few samples, judged by these samples one at a time."""
-        indices = torch.linspace(0, self.n - 1, min(self.n, trust.PROBES)).long()
-        self._require_evaluable(indices)
+        indices = self._probes
         try:
             distrusted = self._compare_with_alone(indices, self.dtype)
             doubt: PerSampleGradientError | None = None
         except PerSampleGradientError as error:
             distrusted, doubt = {}, error
-        if self.dtype != torch.float64 and (distrusted or doubt):
+        if self.dtype != torch.float64 and (doubt or trust.NOT_CONFIRMED in distrusted.values()):
             # Rounding can look like a wrong rule where losses are nearly zero, so ask again in double precision.
             with suppress(RuntimeError):
                 return self._compare_with_alone(indices, torch.float64)
@@ -300,52 +330,71 @@ class Problem:
         return distrusted
 
     def _compare_with_alone(self, indices: Tensor, dtype: torch.dtype) -> dict[str, str]:
-        leaves = {name: leaf.detach().to(dtype).requires_grad_() for name, leaf in self._leaves().items()}
-        inputs, targets = tree_map(lambda t: self._cast(t, dtype), self._batch(indices))
         m = len(indices)
         with self._quiet():
+            leaves = {name: self._cast(p.detach(), dtype).requires_grad_() for name, p in self.parameters.items()}
+            inputs, targets = tree_map(lambda t: self._cast(t, dtype), self._batch(indices))
             together = capture.run(self.model, leaves, lambda: self._losses(leaves, inputs, targets), m, {})
+            finite.require_losses(together.losses, indices)
             alone = []
             for i in range(m):
                 loss = self._losses(leaves, *tree_map(lambda t, i=i: t[i : i + 1], (inputs, targets)))[0]
                 alone.append((loss.detach(), _grad(loss, leaves)))
-        recorded = sum(gradients.nbytes for gradients in together.per_sample.values())
-        self._chunk_size = min(4096, max(1, ACTIVATION_BYTES * m // max(1, recorded)))
-        return trust.disagreements(together.losses, together.per_sample, alone)
+                single = {name: PerSample.of(g[None]) for name, g in alone[-1][1].items()}
+                finite.require_gradients(single, {}, indices[i : i + 1])
+        wrong = trust.disagreements(together.losses, together.gradient, together.per_sample, alone)
+        # A parameter without structure here gets none later: where the samples are on another axis, a chunk
+        # whose size happens to be that of the first axis would look as if it had.
+        distrusted = together.missing | wrong
+        recorded = sum(g.nbytes for name, g in together.per_sample.items() if name not in distrusted)
+        written = sum(leaves[name].numel() * leaves[name].element_size() for name in distrusted)
+        self._chunk_size = min(4096, max(1, ACTIVATION_BYTES * m // max(1, recorded + m * written)))
+        return distrusted
 
     def _cast(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         """`tensor` in `dtype` if it has the model's precision; integers and others are left alone."""
         return tensor.to(dtype) if tensor.dtype == self.dtype else tensor
 
-    def _require_evaluable(self, indices: Tensor) -> None:
-        inputs, targets = self._batch(indices)
-        try:
-            with self._quiet():
-                trust.require_deterministic(lambda: self._losses(self._leaves(), inputs, targets))
-        except ShotnoiseError:
-            raise
-        except Exception as error:
-            shapes = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in tree_leaves(inputs))
-            raise InputError(
-                f"the model or the loss failed on {len(indices)} samples (inputs {shapes}; parameters {self.dtype} "
-                f"on {self.device}): {error}"
-            ) from error
+    def _require_evaluable(self) -> None:
+        """Raise unless the model takes a few samples, the same way each time, and leaves its weights alone."""
+        with self._quiet():
+            weights = {name: leaf.detach().clone().requires_grad_() for name, leaf in self._leaves().items()}
+            weights |= {name: p.detach().clone() for name, p in self.model.named_parameters() if name not in weights}
+            inputs, targets = self._batch(self._probes)
 
-    def _require_finite_losses(self, losses: Tensor, indices: Tensor) -> None:
-        bad = (~torch.isfinite(losses.detach())).nonzero()
-        if len(bad):
-            sample = int(indices[int(bad[0])])
-            raise NonFiniteError(
-                f"the loss of sample {sample} is {float(losses[int(bad[0])].detach())} "
-                f"({len(bad)} of these {len(losses)} samples are not finite); look at this sample's input and at the "
-                "weights, which may have diverged"
-            )
+            def losses() -> Tensor:
+                values = self._losses(weights, inputs, targets).detach()
+                trust.require_unchanged(dict(self.model.named_parameters()), weights)
+                return values
+
+            try:
+                trust.require_deterministic(losses)
+            except ShotnoiseError:
+                raise
+            except Exception as error:
+                shapes = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in tree_leaves(inputs))
+                raise InputError(
+                    f"the model or the loss failed on {len(self._probes)} samples (inputs {shapes}; parameters "
+                    f"{self.dtype} on {self.device}): {error}"
+                ) from error
 
     @contextmanager
     def _quiet(self) -> Iterator[None]:
         """Gradients on, whatever the caller has set, and the random state as it was when the block ends."""
         with torch.inference_mode(False), torch.enable_grad(), preserved_random_state():
             yield
+
+
+@contextmanager
+def _preserved_attributes(model: nn.Module) -> Iterator[None]:
+    """What a forward pass leaves in its modules' attributes is taken back: recurrent layers keep their weights there."""
+    before = [(module, dict(vars(module))) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes in before:
+            vars(module).clear()
+            vars(module).update(attributes)
 
 
 def _grad(total: Tensor, leaves: Mapping[str, Tensor], create_graph: bool = False) -> Named:

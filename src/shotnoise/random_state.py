@@ -23,5 +23,12 @@ def preserved_random_state() -> Iterator[None]:
         random.setstate(python_state)
 
 
+def random_fingerprint() -> tuple[object, ...]:
+    """Differs from an earlier one if a global generator was drawn from in between."""
+    algorithm, keys, *rest = np.random.get_state()  # noqa: NPY002
+    torch_states = [state.numpy().tobytes() for state in (torch.get_rng_state(), *_cuda_states())]
+    return (*torch_states, algorithm, np.asarray(keys).tobytes(), *rest, random.getstate())
+
+
 def _cuda_states() -> list[torch.Tensor]:
     return torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []

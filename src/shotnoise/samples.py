@@ -1,6 +1,7 @@
 """The data of a problem, whatever the user brought, as samples that can be asked for by index."""
 
 import hashlib
+import warnings
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, TensorDataset, default_collate
 
 from shotnoise.errors import DataError, InputError
+from shotnoise.random_state import preserved_random_state, random_fingerprint
 
 Batch = Any  # a tensor, or a tuple, list or dict of such, all with the samples on axis 0
 
@@ -26,7 +28,7 @@ class Samples(Protocol):
 
 def resolve(inputs: Any, targets: Any) -> Samples:
     """Tensors (or arrays), nested in tuples, lists or dicts, or a torch Dataset of (input, target) pairs."""
-    if isinstance(inputs, TensorDataset) and targets is None:
+    if type(inputs) is TensorDataset and targets is None:  # a subclass may transform the items
         if len(inputs.tensors) != 2:
             raise InputError(f"a TensorDataset of {len(inputs.tensors)} tensors; expected two: inputs and targets")
         return InMemory(*inputs.tensors)
@@ -87,7 +89,8 @@ class FromDataset:
         self._require_pairs()
 
     def batch(self, indices: Tensor) -> tuple[Batch, Batch]:
-        inputs, targets = default_collate([self.dataset[int(i)] for i in indices])
+        with preserved_random_state():
+            inputs, targets = default_collate([self.dataset[int(i)] for i in indices])
         return inputs, targets
 
     def fingerprint(self) -> str:
@@ -97,15 +100,18 @@ class FromDataset:
         return hash_tensors([torch.tensor(self.n), *tree_leaves(inputs), *tree_leaves(targets)])
 
     def _require_pairs(self) -> None:
-        item = self.dataset[0]
+        with preserved_random_state():
+            before = random_fingerprint()
+            item, again = self.dataset[0], self.dataset[0]
+            drawn = random_fingerprint() != before
         if not isinstance(item, (tuple, list)) or len(item) != 2:
             kind = f"{type(item).__name__} of {len(item)}" if hasattr(item, "__len__") else type(item).__name__
             raise InputError(f"{type(self.dataset).__name__}[0] is a {kind}; expected a pair (input, target)")
-        first, again = (tree_leaves(tree_map(_as_tensor, self.dataset[0])) for _ in range(2))
-        if not all(torch.equal(x, y) for x, y in zip(first, again, strict=True)):
+        pairs = zip(*(tree_leaves(tree_map(_as_tensor, read)) for read in (item, again)), strict=True)
+        if drawn or not all(torch.equal(x, y) for x, y in pairs):
             raise InputError(
-                f"{type(self.dataset).__name__}[0] differs when read twice, so its transform is random and a sample "
-                "has no single gradient; measure with the deterministic transform of evaluation"
+                f"{type(self.dataset).__name__}[0] draws random numbers or differs when read twice, so its transform "
+                "is random and a sample has no single gradient; measure with the deterministic transform of evaluation"
             )
 
 
@@ -139,8 +145,18 @@ def _as_tensor(value: Any) -> Tensor:
     if isinstance(value, Tensor):
         return value.detach()
     if isinstance(value, (np.ndarray, np.generic, int, float)):
-        return torch.as_tensor(value)
+        return _from_numpy(np.asarray(value))
     raise InputError(
         f"data of type {type(value).__name__}: pass torch tensors (or NumPy arrays), a tuple or dict of them, "
         "or a torch Dataset"
     )
+
+
+def _from_numpy(array: np.ndarray) -> Tensor:
+    """Sharing memory with the array; a read-only one (a memory map) is never written to here, so it is as good."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        try:
+            return torch.as_tensor(array)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"an array of type {array.dtype} and shape {array.shape} is no data: {error}") from error

@@ -33,8 +33,7 @@ def stops(
     Changes the weights of `problem.model` in place. Raises InputError for steps that do not increase,
     NonFiniteError when the training diverges.
     """
-    if not steps or min(steps) < 0 or sorted(set(steps)) != list(steps):
-        raise InputError(f"steps {list(steps)}: increasing whole numbers from 0 on, such as 0,10,100")
+    check_steps(steps)
     rule.sampling.check(rule.batch_size, problem.n)
     batches = rule.sampling.batches(rule.batch_size, problem.n, np.random.default_rng(rule.seed))
     done = 0
@@ -48,3 +47,9 @@ def stops(
             if progress is not None:
                 progress(done, steps[-1])
         yield stop
+
+
+def check_steps(steps: Sequence[int]) -> None:
+    """Raise InputError unless the steps increase from 0 on."""
+    if not steps or min(steps) < 0 or sorted(set(steps)) != list(steps):
+        raise InputError(f"steps {list(steps)}: increasing whole numbers from 0 on, such as 0,10,100")

@@ -5,6 +5,8 @@
 
 from shotnoise.measure.covariance import NoiseCovariance
 from shotnoise.measure.hessian_scale import hessian_noise_scale
+from shotnoise.measure.moments import Moments
+from shotnoise.measure.moments import of_all as moments
 from shotnoise.measure.observed import observed
 from shotnoise.measure.products import gram, parameter_variance, per_sample_norms
 from shotnoise.measure.verb import measure, noise_scale
@@ -18,6 +20,7 @@ class Measure:
 
     __call__ = staticmethod(measure)
     noise_scale = staticmethod(noise_scale)
+    moments = staticmethod(moments)
     observed = staticmethod(observed)
     per_sample_norms = staticmethod(per_sample_norms)
     gram = staticmethod(gram)
@@ -28,10 +31,12 @@ class Measure:
 
 __all__ = [
     "Measure",
+    "Moments",
     "NoiseCovariance",
     "gram",
     "hessian_noise_scale",
     "measure",
+    "moments",
     "noise_scale",
     "observed",
     "parameter_variance",

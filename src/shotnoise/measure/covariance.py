@@ -173,6 +173,7 @@ class NoiseCovariance(LinearOperator):
         if rank < k:
             raise InputError(f"the noise covariance has numerical rank {rank}, but k={k} eigenpairs were asked for; "
                              f"ask for at most {rank}")  # fmt: skip
+        left = left - left.mean(0)  # zero but for rounding, which would let the mean gradient in
         sums, start = [], 0
         for chunk in self.problem.passes(with_gradient=False):
             weights = self._tensor(left[start : start + len(chunk.indices)])

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from shotnoise.errors import NonFiniteError
 from shotnoise.measure.estimate import Array, Products
+from shotnoise.named import Sum, add
 from shotnoise.problem import Chunk, Named, Problem
 
 Progress = Callable[[int, int], None]  # (samples done, samples in all)
@@ -41,23 +42,22 @@ class Sampled:
 
 
 def of_all(problem: Problem, progress: Progress | None = None) -> Moments:
-    """One pass over the data."""
-    loss, norms, gradient, paths = 0.0, np.zeros(len(problem.layers)), _zeros(problem), dict[str, str]()
+    """The moments of all samples from one forward and backward pass over the data."""
+    loss, norms, gradient, paths = 0.0, np.zeros(len(problem.layers)), Sum(), dict[str, str]()
     for chunk in _followed(problem.passes(), problem.n, progress):
         loss += float(chunk.losses.double().sum())
         norms += layer_norms(problem, chunk).sum(0)
-        for name, g in chunk.gradient.items():
-            gradient[name] += g
+        gradient.add(chunk.gradient)
         paths |= chunk.paths
-    data_gradient = {name: g / problem.n for name, g in gradient.items()}
-    shift = _penalty_gradient(problem)
-    whole = {name: g + shift[name] for name, g in data_gradient.items()}
-    mean_norms = norms / problem.n
-    noise = np.maximum(mean_norms - layer_dots(problem, data_gradient, data_gradient), 0)
-    square = layer_dots(problem, whole, whole)
+    mean = gradient.over(problem.n)
+    square = layer_dots(problem, mean, mean)
+    noise = np.maximum(norms / problem.n - square, 0)
+    if problem.l2:
+        mean = add(mean, _penalty_gradient(problem))
+        square = layer_dots(problem, mean, mean)
     return Moments(
         loss=loss / problem.n + problem.penalty,
-        gradient=whole,
+        gradient=mean,
         gradient_norm_sq=with_total(square),
         second_moment=with_total(noise + square),
         noise_trace=with_total(noise),
@@ -70,14 +70,13 @@ def of_sample(problem: Problem, indices: Tensor, population: int | None, progres
     m = len(indices)
     counted = None if progress is None else lambda done, total: progress(done, 2 * total)
     counted_on = None if progress is None else lambda done, total: progress(total + done, 2 * total)
-    losses, gradient, paths = [], _zeros(problem), dict[str, str]()
+    losses, gradient, paths = [], Sum(), dict[str, str]()
     for chunk in _followed(problem.passes(indices), m, counted):
         losses.append(chunk.losses.double().cpu())
-        for name, g in chunk.gradient.items():
-            gradient[name] += g / m
+        gradient.add(chunk.gradient)
         paths |= chunk.paths
     shift = _penalty_gradient(problem)
-    mean = {name: g + shift[name] for name, g in gradient.items()}
+    mean = add(gradient.over(m), shift)
     norms, along, pairs = [], [], _PairMoments(len(problem.layers) + 1)
     later = problem.passes(indices, with_gradient=False, at_most=PAIR_CHUNK)
     for chunk in _followed(later, m, counted_on):
@@ -183,10 +182,6 @@ def _along(problem: Problem, chunk: Chunk, direction: Named) -> Array:
 
 def _penalty_gradient(problem: Problem) -> Named:
     return {name: problem.l2 * p.detach() for name, p in problem.parameters.items()}
-
-
-def _zeros(problem: Problem) -> Named:
-    return {name: torch.zeros_like(p) for name, p in problem.parameters.items()}
 
 
 def _followed(chunks: Iterator[Chunk], total: int, progress: Progress | None) -> Iterator[Chunk]:

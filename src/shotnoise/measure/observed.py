@@ -33,8 +33,7 @@ def observed(
     Raises InputError for fewer than 2 draws or a batch that cannot be drawn.
     """
     sampling = WithoutReplacement() if sampling is None else sampling
-    if draws < 2:
-        raise InputError(f"draws={draws}: a variance needs at least 2 batches")
+    check_draws(draws)
     for b in batch_sizes:
         sampling.check(b, problem.n)
     full = problem.flatten(problem.gradient())
@@ -56,6 +55,11 @@ def observed(
     coordinates = {"batch_size": np.asarray(batch_sizes, dtype=np.int64)}
     attributes = results.provenance(problem) | {"sampling": str(sampling), "draws": draws, "seed": seed}
     return results.dataset(found, coordinates, attributes)
+
+
+def check_draws(draws: int) -> None:
+    if draws < 2:
+        raise InputError(f"draws={draws}: a variance needs at least 2 batches")
 
 
 def _independent(sampling: Sampling, b: int, n: int, rng: np.random.Generator) -> Iterator[Indices]:

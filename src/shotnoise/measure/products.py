@@ -4,8 +4,10 @@ import torch
 from torch import Tensor
 
 from shotnoise.errors import InputError
-from shotnoise.problem import Chunk, Named, Problem
+from shotnoise.named import Named, Sum
+from shotnoise.problem import Chunk, Problem
 
+GROUPS = 16  # of samples, whose spread gives the standard error of a sampled variance
 GRAM_LIMIT = 8192  # samples: the matrix itself is n x n, and the recorded activations of all samples are held
 
 
@@ -60,14 +62,38 @@ def parameter_variance(problem: Problem) -> Named:
     >>> float(parameter_variance(line)["weight"])
     0.0
     """
-    squares = {name: torch.zeros_like(p) for name, p in problem.parameters.items()}
-    gradient = {name: torch.zeros_like(p) for name, p in problem.parameters.items()}
-    for chunk in problem.passes():
-        for name, g in chunk.gradient.items():
-            gradient[name] += g
-            squares[name] += chunk.per_sample[name].sum_of_squares()
-    n = problem.n
-    return {name: (squares[name] / n - (gradient[name] / n).square()).clamp_(min=0) for name in squares}
+    return _entry_variance(problem, None, problem.n)
+
+
+def sampled_parameter_variance(problem: Problem, indices: Tensor, population: int | None) -> tuple[Named, Named]:
+    """`parameter_variance` estimated without bias from distinct samples, and its standard error.
+
+    population: of how many the samples are drawn, None if unlimited. The error is that of the mean over GROUPS groups,
+    each with an unbiased variance of its own, times sqrt(1 - m/n).
+    """
+    groups = torch.as_tensor(indices)[torch.randperm(len(indices), generator=torch.Generator().manual_seed(0))]
+    found = []
+    for group in groups.tensor_split(min(GROUPS, len(indices) // 2)):
+        to_unbiased = len(group) / (len(group) - 1)
+        found.append({name: v * to_unbiased for name, v in _entry_variance(problem, group, len(group)).items()})
+    unseen = 1.0 if population is None else 1 - len(indices) / population
+    divisor_n = 1.0 if population is None else 1 - 1 / population
+    variance, stderr = {}, {}
+    for name in problem.parameters:
+        each = torch.stack([one[name] for one in found])
+        variance[name] = each.mean(0) * divisor_n
+        stderr[name] = each.std(0) * divisor_n * (unseen / len(found)) ** 0.5
+    return variance, stderr
+
+
+def _entry_variance(problem: Problem, indices: Tensor | None, m: int) -> Named:
+    """(1/m) sum g_i^2 - ((1/m) sum g_i)^2 for each entry; 0 where rounding would leave less."""
+    gradient, squares = Sum(), Sum()
+    for chunk in problem.passes(indices):
+        gradient.add(chunk.gradient)
+        squares.add({name: g.sum_of_squares() for name, g in chunk.per_sample.items()})
+    mean, mean_square = gradient.over(m), squares.over(m)
+    return {name: (mean_square[name] - mean[name].square()).clamp_(min=0) for name in mean}
 
 
 def _gram_block(x: Chunk, y: Chunk) -> Tensor:

@@ -124,12 +124,13 @@ def samples_to_resolve(products: Products, estimates: Estimates, confidence: flo
     """About how many samples would tell the gradient from zero, by column.
 
     Takes ||grad L||^2 at its estimate, or at its upper limit where the estimate is not positive, and its variance as
-    falling like 1/m - 1/n: a rough guide between m and n, and in the second case a lower bound.
+    falling like 1/m - 1/n: a rough guide, more than m and at most n, and in the second case a lower bound.
     """
     m, rest = products.samples, products.rest
     a, stderr = estimates.values[2], estimates.stderr[2]
     error = float(stats.norm.isf((1 - confidence) / 2)) * stderr
-    plausible = np.where(a > 0, a, a + error)
+    plausible = np.where(a > 0, a, np.maximum(a + error, stderr))
     with np.errstate(divide="ignore", invalid="ignore"):
-        share = np.clip(plausible / error, 0, 1) ** 2  # of the present variance of A, what may be left
-    return np.asarray(np.ceil(1 / (rest + (1 / m - rest) * share)))
+        share = (plausible / error) ** 2  # of the present variance of A, what may be left
+        needed = np.ceil(1 / (rest + (1 / m - rest) * share))
+    return np.minimum(np.maximum(needed, m + 1), products.population or np.inf)

@@ -9,12 +9,13 @@ import xarray as xr
 
 from shotnoise import results
 from shotnoise.errors import InputError
-from shotnoise.measure import moments, scale
+from shotnoise.measure import scale
 from shotnoise.measure.covariance import NoiseCovariance
 from shotnoise.measure.estimate import FEWEST_SAMPLES, Array, Estimates, estimate
 from shotnoise.measure.hessian_scale import hessian_noise_scale
-from shotnoise.measure.moments import Progress
-from shotnoise.measure.products import parameter_variance
+from shotnoise.measure.moments import Progress, of_all, of_sample
+from shotnoise.measure.products import parameter_variance, sampled_parameter_variance
+from shotnoise.named import Named
 from shotnoise.problem import Problem
 from shotnoise.sampling import Online, Sampling, WithoutReplacement
 
@@ -46,7 +47,7 @@ def measure(
     confidence: of noise_scale_low and noise_scale_high.
     top: how many eigenpairs of the noise covariance to add, with Frobenius norm and effective rank.
     per_parameter: add the variance of every gradient entry.
-    hessian: add the noise scale with curvature, Tr(H Sigma) / g^T H g.
+    hessian: add the noise scale with curvature, Tr(H Sigma) / g^T H g. It and `top` need all samples of a data set.
     progress: called with (samples done, samples in all); see `shotnoise.show.progress`.
 
     Returns an xarray.Dataset in the names of `shotnoise.results.GLOSSARY`; covariances have divisor n; squared norms
@@ -61,16 +62,14 @@ def measure(
     'exact'
     """
     sampling = WithoutReplacement() if sampling is None else sampling
-    _check(problem, samples, confidence, top)
+    sizes = check(problem, batch_sizes, sampling, samples=samples, confidence=confidence, top=top, hessian=hessian)
     population = None if isinstance(sampling, Online) else problem.n
-    sizes = _batch_sizes(batch_sizes, sampling, population, problem.n)
     factors = np.array([sampling.variance_factor(b, population) for b in sizes])
-    if population is not None and samples is None:
+    used = problem.n if samples is None else samples
+    indices = None if population is not None and samples is None else _choose(problem.n, used, seed)
+    if indices is None:
         variables, paths = _exact(problem, factors, progress)
-        used = problem.n
     else:
-        used = problem.n if samples is None else samples
-        indices = _choose(problem.n, used, seed)
         variables, paths = _estimated(problem, factors, indices, population, confidence, progress)
     coordinates: dict[str, Any] = {
         "batch_size": np.array(sizes, dtype=np.int64),
@@ -79,7 +78,7 @@ def measure(
     }
     _add_spectrum(variables, problem, top, seed)
     if per_parameter:
-        _add_parameters(variables, coordinates, problem)
+        _add_parameters(variables, coordinates, problem, indices, population)
     if hessian:
         found = hessian_noise_scale(problem, seed=seed)
         variables["hessian_noise_scale"] = ((), found.value)
@@ -91,6 +90,40 @@ def measure(
         "confidence": confidence,
     }
     return results.dataset(variables, coordinates, attributes)
+
+
+def check(
+    problem: Problem,
+    batch_sizes: Sequence[int] | None,
+    sampling: Sampling,
+    *,
+    samples: int | None = None,
+    confidence: float = 0.95,
+    top: int = 0,
+    hessian: bool = False,
+) -> list[int]:
+    """The batch sizes that `measure` would use; raises InputError for whatever it would refuse."""
+    population = None if isinstance(sampling, Online) else problem.n
+    default = [b for b in COMMON_BATCH_SIZES if population is None or b <= problem.n]
+    sizes = default if batch_sizes is None else list(batch_sizes)
+    for b in sizes:
+        sampling.check(b, population)
+    if not sizes or len(set(sizes)) < len(sizes):
+        raise InputError(f"batch_sizes={sizes}: give at least one, each once")
+    whole = samples is None or isinstance(samples, (int, np.integer))
+    if not whole or (samples is not None and not FEWEST_SAMPLES <= samples <= problem.n):
+        limits = f"between {FEWEST_SAMPLES} and n={problem.n} samples"
+        raise InputError(f"samples={samples}: a budget is a whole number {limits}, or None for all")
+    if not 0 < confidence < 1:
+        raise InputError(f"confidence={confidence}: a probability between 0 and 1, such as 0.95")
+    if top < 0:
+        raise InputError(f"top={top}: the number of eigenpairs, 0 for none")
+    if (top or hessian) and (samples is not None or population is None):
+        raise InputError(
+            "top and hessian speak of all samples of a data set, and have no unbiased estimate from some; "
+            "leave samples out and use a sampling scheme for finite data, or measure a Problem made of a subset"
+        )
+    return sizes
 
 
 def noise_scale(
@@ -123,7 +156,7 @@ def noise_scale(
 
 
 def _exact(problem: Problem, factors: Array, progress: Progress | None) -> tuple[Variables, dict[str, str]]:
-    found = moments.of_all(problem, progress)
+    found = of_all(problem, progress)
     noise, square = found.noise_trace, found.gradient_norm_sq
     scales = scale.ratio(noise, square)
     variables: Variables = {"loss": ((), found.loss)}
@@ -141,7 +174,7 @@ def _estimated(
     confidence: float,
     progress: Progress | None,
 ) -> tuple[Variables, dict[str, str]]:
-    found = moments.of_sample(problem, indices, population, progress)
+    found = of_sample(problem, indices, population, progress)
     estimates = estimate(found.products)
     scales = scale.noise_scale(found.products, estimates, confidence)
     second, noise, square = estimates.values
@@ -237,11 +270,25 @@ def _add_spectrum(variables: Variables, problem: Problem, top: int, seed: int) -
         variables["noise_effective_rank_stderr"] = ((), rank.stderr)
 
 
-def _add_parameters(variables: Variables, coordinates: dict[str, Any], problem: Problem) -> None:
-    variance = problem.flatten(parameter_variance(problem)).double().cpu().numpy()
-    variables["parameter_noise_variance"] = (("parameter",), variance)
+def _add_parameters(
+    variables: Variables,
+    coordinates: dict[str, Any],
+    problem: Problem,
+    indices: torch.Tensor | None,
+    population: int | None,
+) -> None:
+    if indices is None:
+        variance = parameter_variance(problem)
+    else:
+        variance, stderr = sampled_parameter_variance(problem, indices, population)
+        variables["parameter_noise_variance_stderr"] = (("parameter",), _vector(problem, stderr))
+    variables["parameter_noise_variance"] = (("parameter",), _vector(problem, variance))
     names = [name for name, p in problem.parameters.items() for _ in range(p.numel())]
     coordinates["parameter_name"] = ("parameter", np.array(names, dtype=str))
+
+
+def _vector(problem: Problem, named: Named) -> Array:
+    return problem.flatten(named).double().cpu().numpy()
 
 
 def _layer_coordinates(problem: Problem, paths: dict[str, str]) -> dict[str, Any]:
@@ -256,26 +303,3 @@ def _layer_coordinates(problem: Problem, paths: dict[str, str]) -> dict[str, Any
 def _choose(n: int, samples: int, seed: int) -> torch.Tensor:
     chosen = np.random.default_rng(seed).choice(n, size=samples, replace=False)
     return torch.as_tensor(np.sort(chosen))
-
-
-def _batch_sizes(asked: Sequence[int] | None, sampling: Sampling, population: int | None, n: int) -> list[int]:
-    if asked is None:
-        return [b for b in COMMON_BATCH_SIZES if population is None or b <= n]
-    sizes = list(asked)
-    for b in sizes:
-        sampling.check(b, population)
-    if not sizes or len(set(sizes)) < len(sizes):
-        raise InputError(f"batch_sizes={sizes}: give at least one, each once")
-    return sizes
-
-
-def _check(problem: Problem, samples: int | None, confidence: float, top: int) -> None:
-    whole = samples is None or isinstance(samples, (int, np.integer))
-    if not whole or (samples is not None and not FEWEST_SAMPLES <= samples <= problem.n):
-        raise InputError(
-            f"samples={samples}: a budget is a whole number between {FEWEST_SAMPLES} and n={problem.n} samples, or None for all"
-        )
-    if not 0 < confidence < 1:
-        raise InputError(f"confidence={confidence}: a probability between 0 and 1, such as 0.95")
-    if top < 0:
-        raise InputError(f"top={top}: the number of eigenpairs, 0 for none")

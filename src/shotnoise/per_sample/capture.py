@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
-from shotnoise.per_sample.rules import has_rule, part
-from shotnoise.per_sample.structure import Dense, PerSample
+from shotnoise.per_sample.rules import has_rule, has_samples_first, part
+from shotnoise.per_sample.structure import PerSample
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _collect(
             missing[name] = distrusted[name]
         elif len(found) != graph_uses:
             missing[name] = "used outside a known layer"
-        elif any(len(call.x) != samples or len(d) != samples for call, _, d in found):
+        elif not all(has_samples_first(call.module, call.x, d, samples) for call, _, d in found):
             missing[name] = "samples are not on the first axis"
         elif found:
             per_sample[name] = PerSample([part(c.module, c.x, d, local) for c, local, d in found], leaf.shape)
@@ -123,8 +123,7 @@ def _collect(
 
 def _zero(samples: int, leaf: Tensor) -> PerSample:
     """The gradients of a parameter that the loss does not reach."""
-    row = leaf.new_zeros(1, *(leaf.shape or (1,)))
-    return PerSample([Dense(row.expand(samples, *row.shape[1:]))], leaf.shape)
+    return PerSample.of(leaf.new_zeros(1).expand(samples, *leaf.shape))
 
 
 def _uses_in_graph(total: Tensor) -> dict[Node, int]:

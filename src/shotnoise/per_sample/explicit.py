@@ -20,7 +20,8 @@ def gradients(
 ) -> tuple[Gradients, str]:
     """(m, *parameter) for each leaf, and the way it was had: "vmap", or "loop" where the model does not allow it."""
     m = len(tree_leaves(inputs)[0])
-    with elementary_kernels():
+    with elementary_kernels(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop")  # vmap was our choice, not the user's
         for shared in (True, False):
             try:
                 return _by_vmap(loss, leaves, inputs, targets, m, shared), "vmap"

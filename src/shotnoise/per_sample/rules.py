@@ -103,11 +103,20 @@ RULES: dict[type[nn.Module], Rule] = {
 def has_rule(module: nn.Module) -> bool:
     if type(module) not in RULES or "forward" in vars(module):
         return False
-    if isinstance(module, nn.Embedding):
-        return not module.scale_grad_by_freq
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         return module.running_mean is not None
     return True
+
+
+def has_samples_first(module: Any, x: Tensor, d: Tensor, samples: int) -> bool:
+    """Whether axis 0 of the input and of the output can be the samples, by length and by number of axes."""
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+        least = len(module.normalized_shape) + 1
+    elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        least = len(module.kernel_size) + 2
+    else:
+        least = 1 if isinstance(module, nn.Embedding) else 2
+    return x.ndim >= least and len(x) == len(d) == samples
 
 
 def part(module: nn.Module, x: Tensor, d: Tensor, name: str) -> Part:

@@ -12,6 +12,7 @@ sums of squares, products with a vector. Blocks of rows of the parameter are bui
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
+from math import lcm
 
 import torch
 from torch import Tensor
@@ -193,6 +194,12 @@ class PerSample:
         self.shape = shape
         self.parts = _merge(parts)
 
+    @classmethod
+    def of(cls, gradients: Tensor) -> "PerSample":
+        """From the gradients as they stand, (m, *parameter)."""
+        shape = gradients.shape[1:]
+        return cls([Dense(gradients.reshape(len(gradients), *(shape or (1,))))], shape)
+
     def squared_norms(self) -> Tensor:
         """||g_i||^2, shape (m,)."""
         if len(self.parts) == 1:
@@ -248,6 +255,11 @@ class PerSample:
         return _sum((x.rows(*span) * y.rows(*span)).sum((1, 2)) for span in spans)
 
     @property
+    def checksum(self) -> Tensor:
+        """One number that is not finite if an output gradient is not."""
+        return _sum((part.g if isinstance(part, Dense) else part.d).sum() for part in self.parts)
+
+    @property
     def nbytes(self) -> int:
         """Memory of the recorded inputs and output gradients."""
         tensors = [t for part in self.parts for t in vars(part).values() if isinstance(t, Tensor)]
@@ -260,7 +272,7 @@ class PerSample:
 
     @property
     def _block_rows(self) -> int:
-        step = max(part.row_step for part in self.parts)
+        step = lcm(*(part.row_step for part in self.parts))
         row_bytes = self._samples * max(1, self.shape.numel() // max(1, _row_count(self.shape))) * 4
         return max(step, BLOCK_BYTES // row_bytes // step * step)
 
@@ -279,8 +291,10 @@ def _merge(parts: Sequence[Part]) -> list[Part]:
     if len(parts) == 1:
         return list(parts)
     merged: list[Part] = []
-    if outer := [p for p in parts if isinstance(p, Outer)]:
-        merged.append(outer[0] if len(outer) == 1 else _join(outer))
+    outer = [p for p in parts if isinstance(p, Outer)]
+    for groups in {p.groups: None for p in outer}:
+        alike = [p for p in outer if p.groups == groups]
+        merged.append(alike[0] if len(alike) == 1 else _join(alike))
     if lookup := [p for p in parts if isinstance(p, Lookup)]:
         index, d = torch.cat([p.index for p in lookup], 1), torch.cat([p.d for p in lookup], 1)
         merged.append(Lookup(index, d, lookup[0].size))

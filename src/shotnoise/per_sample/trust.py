@@ -15,6 +15,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from shotnoise.errors import InputError, PerSampleGradientError
 from shotnoise.per_sample.structure import PerSample
+from shotnoise.random_state import random_fingerprint
 
 PROBES = 3
 NOT_CONFIRMED = "its layer's rule does not hold here"
@@ -63,32 +64,50 @@ def require_per_sample_mode(model: nn.Module) -> None:
                 f"{what} is in training mode, so the gradient of a sample is random; "
                 "call model.eval(), or set its dropout probability to 0"
             )
-        if isinstance(module, nn.Embedding) and module.max_norm is not None:
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:
             raise PerSampleGradientError(
                 f"{what} has max_norm={module.max_norm}, which rewrites the weights in the forward pass; "
                 "renormalise the weights once and build it with max_norm=None"
             )
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.scale_grad_by_freq:
+            raise PerSampleGradientError(
+                f"{what} has scale_grad_by_freq=True, which divides by the frequency in the batch, so no sample has a "
+                "gradient of its own; build it with scale_grad_by_freq=False"
+            )
 
 
-def require_deterministic(forward: Callable[[], object]) -> None:
-    """Raise PerSampleGradientError if the forward pass draws random numbers."""
-    before = torch.get_rng_state()
-    forward()
-    if not torch.equal(before, torch.get_rng_state()):
+def require_deterministic(forward: Callable[[], Tensor]) -> None:
+    """Raise PerSampleGradientError if the forward pass draws random numbers, or its losses differ when repeated."""
+    before = random_fingerprint()
+    first, again = forward(), forward()
+    if random_fingerprint() != before or not torch.allclose(first, again, rtol=1e-3, equal_nan=True):
         raise PerSampleGradientError(
             "the forward pass draws random numbers, so the gradient of a sample is random; "
             "call model.eval(), or pass the noise as an input so that it is fixed per sample"
         )
 
 
+def require_unchanged(parameters: Mapping[str, Tensor], used: Mapping[str, Tensor]) -> None:
+    """Raise PerSampleGradientError if a forward pass on `used`, fresh copies of `parameters`, has changed them."""
+    for name, copy in used.items():
+        if copy._version > 0 or not torch.allclose(copy, parameters[name], rtol=0, atol=0, equal_nan=True):
+            raise PerSampleGradientError(
+                f"the forward pass rewrites the parameter {name!r} in place, so the loss is not a function of the "
+                "weights; apply the constraint once before measuring, or as a parametrization "
+                "(torch.nn.utils.parametrize)"
+            )
+
+
 def disagreements(
     losses: Tensor,
+    summed: Mapping[str, Tensor],
     per_sample: Mapping[str, PerSample],
     alone: Sequence[tuple[Tensor, Mapping[str, Tensor]]],
 ) -> dict[str, str]:
     """Parameters whose per-sample gradients differ from those of the samples taken alone, with the reason.
 
-    losses (m,) and per_sample: of the probe samples together; alone: loss and gradient of each by itself.
+    losses (m,), summed gradient and per_sample: of the probe samples together; alone: loss and gradient of each by
+    itself. Raises PerSampleGradientError if the losses or the summed gradient of both differ.
     """
     single_losses = torch.stack([loss for loss, _ in alone])
     scale = single_losses.abs().max() + losses.abs().max() + torch.finfo(losses.dtype).tiny
@@ -98,15 +117,25 @@ def disagreements(
             f"{_short(single_losses)} one at a time: the model mixes samples of a batch, so no sample has a "
             "gradient of its own; look for batch statistics, or for an input whose first axis is not the samples"
         )
+    expected = {name: torch.stack([gradient[name] for _, gradient in alone]) for name in summed}
+    squares = {name: g.square().flatten(1).sum(1) if g.ndim > 1 else g.square() for name, g in expected.items()}
+    # A gradient that is zero but for rounding (the key bias of attention) has errors on the scale of the others.
+    noise = (1e3 * torch.finfo(losses.dtype).eps) ** 2 * sum(float(square.max()) for square in squares.values())
     wrong = {}
-    for name, gradients in per_sample.items():
-        expected = torch.stack([gradient[name] for _, gradient in alone])
-        # ||g - h||^2 from the three products that the structure can give
-        squares = expected.flatten(1).square().sum(1)
-        dots = torch.stack([gradients.dot(h)[i] for i, h in enumerate(expected)])
-        error = (gradients.squared_norms() - 2 * dots + squares).max()
-        if not bool(error <= _tolerance(losses) * squares.max()):
-            wrong[name] = NOT_CONFIRMED
+    for name, g in expected.items():
+        allowed = _tolerance(losses) * float(squares[name].max()) + noise
+        if not float((summed[name] - g.sum(0)).square().sum()) <= len(alone) ** 2 * allowed:
+            raise PerSampleGradientError(
+                f"the gradient of {len(alone)} samples with respect to {name!r} is not the sum of their gradients: "
+                "the backward pass mixes samples of a batch (a hook, a custom autograd function or "
+                "scale_grad_by_freq), so no sample has a gradient of its own"
+            )
+        if name in per_sample:
+            # ||g - h||^2 from the three products that the structure can give
+            dots = torch.stack([per_sample[name].dot(h)[i] for i, h in enumerate(g)])
+            error = (per_sample[name].squared_norms() - 2 * dots + squares[name]).max()
+            if not float(error) <= allowed:
+                wrong[name] = NOT_CONFIRMED
     return wrong
 
 

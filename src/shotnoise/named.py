@@ -1,0 +1,38 @@
+"""Vectors in weight space as one tensor per parameter, by name."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+Named = dict[str, Tensor]
+
+
+def add(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Named:
+    return {name: a[name] + b[name] for name in a}
+
+
+def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:
+    """The inner product, a 0-d tensor."""
+    return torch.stack([torch.dot(a[name].reshape(-1), b[name].reshape(-1)) for name in a]).sum()
+
+
+class Sum:
+    """Adds up vectors that arrive one after the other, without touching them: autograd may share their memory."""
+
+    def __init__(self) -> None:
+        self._total: Named = {}
+        self._ours = False
+
+    def add(self, vector: Named) -> None:
+        if not self._total:
+            self._total = vector
+        elif not self._ours:
+            self._total, self._ours = add(self._total, vector), True
+        else:
+            for name, part in vector.items():
+                self._total[name] += part
+
+    def over(self, count: int) -> Named:
+        """The sum divided by `count`."""
+        return {name: part / count for name, part in self._total.items()}

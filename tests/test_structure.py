@@ -1,0 +1,100 @@
+"""The shape of the house: which module may use which, and that the written instructions exist."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "shotnoise"
+
+# A module may import from its own level and from those above it in this list.
+LEVELS = [
+    ["errors"],
+    ["files", "named", "random_state", "sampling", "losses"],
+    ["samples"],
+    ["per_sample"],
+    ["problem"],
+    ["results", "datasets"],
+    ["compare", "measure", "models", "training"],
+    ["show"],
+    ["cli"],
+]
+
+
+def rooms() -> dict[str, int]:
+    return {room: level for level, names in enumerate(LEVELS) for room in names}
+
+
+def imports(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text())
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("shotnoise"):
+            parts = node.module.split(".")
+            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+    return found - {"__version__"}
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda p: str(p.relative_to(SOURCE)))
+def test_arrows_point_one_way(path):
+    room = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+    if room == "__init__":
+        return
+    levels = rooms()
+    assert room in levels, f"{room} has no level yet"
+    for used in imports(path) - {room}:
+        assert levels[used] < levels[room], f"{path.name} imports {used}, which is not below {room}"
+
+
+def test_the_rule_sees_an_arrow_that_runs_backwards(tmp_path):
+    wrong = tmp_path / "sampling.py"
+    wrong.write_text("from shotnoise.measure.verb import measure\nfrom shotnoise import show\n")
+    assert imports(wrong) == {"measure", "show"}
+
+
+def test_the_readme_names_commands_that_exist():
+    readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
+    commands = set(re.findall(r"^    make ([a-z-]+)", readme, re.M))
+    assert commands == {"demo", "test"}
+    assert all(re.search(rf"^{command}:", makefile, re.M) for command in commands)
+    for link in re.findall(r"\]\(([^)#]+)\)", readme):
+        assert (ROOT / link).exists(), f"README points to {link}"
+
+
+def test_the_python_of_the_readme_runs():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert len(blocks) == 2
+    finished = subprocess.run([sys.executable, "-W", "error", "-c", "\n".join(blocks)], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert "a larger batch stops paying" in finished.stdout
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.stem)
+def test_the_examples_run_and_assert_what_they_show(example):
+    finished = subprocess.run([sys.executable, "-W", "error", str(example)], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout
+
+
+def test_optional_and_heavy_libraries_are_not_imported_at_the_top():
+    unwanted = [
+        "lightning",
+        "transformers",
+        "wandb",
+        "tensorboard",
+        "curvlinops",
+        "torchvision",
+        "sklearn",
+    ]
+    code = f"import sys, shotnoise; print([m for m in {unwanted!r} if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_the_versions_agree():
+    version = re.search(r'__version__ = "(.*)"', (SOURCE / "__init__.py").read_text()).group(1)
+    assert f"version: {version}" in (ROOT / "CITATION.cff").read_text()
+    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
