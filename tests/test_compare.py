@@ -60,7 +60,7 @@ def nominal(alarms, alarm, repeats):
 
 @pytest.mark.parametrize(("points", "draws"), [(1, 5), (1, 400), (6, 10)])
 def test_false_alarms_come_at_the_rate_asked_for(points, draws):
-    repeats, alarm = 400, 0.1
+    repeats, alarm = 250, 0.1
     family = 1 - (1 - alarm / points) ** points  # independent points: Bonferroni is this close to exact
     assert nominal(false_alarms(points, draws, alarm, repeats), family, repeats)
     assert not nominal(false_alarms(points, draws, alarm, repeats, scale=0.5), family, repeats), "halved errors pass"
@@ -154,5 +154,5 @@ def test_sentence_and_table():
     console.print(found.table())
     text = console.export_text()
     assert found.sentence in " ".join(text.split())
-    for part in ( "noise_trace", "batch_size", "1 ± 0.5", "12.5 ± 0.5", "2.5", "-1.00", "+20.00"):
+    for part in ("noise_trace", "batch_size", "1 ± 0.5", "12.5 ± 0.5", "2.5", "-1.00", "+20.00"):
         assert part in text

@@ -45,7 +45,9 @@ def test_a_loss_that_is_none():
         losses.resolve("nll")
     with pytest.raises(InputError, match=r"loss must be a name or a callable loss\(outputs, targets\), not int"):
         losses.resolve(3)
-    with pytest.raises(InputError, match=r"CrossEntropyLoss\(reduction='mean'\) returns one number .* reduction=\"none\""):
+    with pytest.raises(
+        InputError, match=r"CrossEntropyLoss\(reduction='mean'\) returns one number .* reduction=\"none\""
+    ):
         losses.resolve(nn.CrossEntropyLoss())
 
 

@@ -28,8 +28,10 @@ def make_problem(shift: float = 0.0, weight: float = 0.0) -> sn.Problem:
 
 @pytest.fixture(scope="module")
 def everything() -> xr.Dataset:
-    """A result with every variable there is, estimated from samples."""
-    return sn.measure(make_problem(), [1, 8], samples=20, top=2, per_parameter=True, hessian=True)
+    """A result with every variable there is: estimates from samples, and what takes all of the data."""
+    estimated = sn.measure(make_problem(), [1, 8], samples=20)
+    whole = sn.measure(make_problem(), [1, 8], top=2, per_parameter=True, hessian=True)
+    return estimated.merge(whole[[name for name in whole.data_vars if name not in estimated]])
 
 
 @pytest.fixture(scope="module")

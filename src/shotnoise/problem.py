@@ -387,14 +387,15 @@ class Problem:
 
 @contextmanager
 def _preserved_attributes(model: nn.Module) -> Iterator[None]:
-    """What a forward pass leaves in its modules' attributes is taken back: recurrent layers keep their weights there."""
+    """What a forward pass leaves in attributes of modules is taken back; recurrent layers keep their weights there."""
     before = [(module, dict(vars(module))) for module in model.modules()]
     try:
         yield
     finally:
         for module, attributes in before:
-            vars(module).clear()
             vars(module).update(attributes)
+            for added in vars(module).keys() - attributes.keys():
+                del vars(module)[added]
 
 
 def _grad(total: Tensor, leaves: Mapping[str, Tensor], create_graph: bool = False) -> Named:

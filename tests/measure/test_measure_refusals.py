@@ -20,7 +20,10 @@ def problem() -> sn.Problem:
         ({"batch_sizes": [0]}, "batch_size=0: a batch is a whole number of samples, at least 1"),
         ({"batch_sizes": [2.5]}, r"batch_size=2\.5: a batch is a whole number"),
         ({"batch_sizes": [True]}, "batch_size=True: a batch is a whole number"),
-        ({"batch_sizes": [4, 21]}, r"batch_size=21 but only n=20 samples; WithoutReplacement\(\) needs batch_size <= n"),
+        (
+            {"batch_sizes": [4, 21]},
+            r"batch_size=21 but only n=20 samples; WithoutReplacement\(\) needs batch_size <= n",
+        ),
         ({"samples": 7}, "samples=7: a budget is a whole number between 8 and n=20 samples, or None for all"),
         ({"samples": 21}, "samples=21: a budget is a whole number between 8 and n=20"),
         ({"samples": 0}, "samples=0: a budget"),
@@ -30,6 +33,14 @@ def problem() -> sn.Problem:
         ({"confidence": 95}, "confidence=95: a probability between 0 and 1, such as 0.95"),
         ({"confidence": float("nan")}, "confidence=nan"),
         ({"top": -1}, "top=-1: the number of eigenpairs, 0 for none"),
+        (
+            {"top": 2, "samples": 10},
+            "top and hessian speak of all samples of a data set, and have no unbiased estimate",
+        ),
+        (
+            {"hessian": True, "sampling": sn.sampling.Online()},
+            "top and hessian speak of all samples .*leave samples out",
+        ),
         ({"top": 20}, "k=20 eigenpairs of a covariance of 20 samples"),
     ],
 )
@@ -53,7 +64,7 @@ def test_too_few_samples_for_a_population():
     [
         (4, 6, r"6 batches of 4 are 24 samples, but there are n=20; take fewer batches, or a full pass"),
         (1, 4, "samples=4: a budget"),
-        (0, 8, "samples=0: a budget"),
+        (0, 8, "batch_size=0: a batch is a whole number"),
         (-4, -4, "batch_size=-4: a batch is a whole number"),
     ],
 )

@@ -177,7 +177,7 @@ def test_online_estimates_are_those_of_the_population():
     }
     found: dict[str, list[float]] = {name: [] for name in truth}
     errors: dict[str, list[float]] = {name: [] for name in truth}
-    for _ in range(300):
+    for _ in range(160):
         x = torch.randn(40, d, generator=generator, dtype=torch.float64)
         y = x @ u[:, None] + noise * torch.randn(40, 1, generator=generator, dtype=torch.float64)
         result = sn.measure(sn.Problem(model, "mse", x, y), [4], sn.sampling.Online())
@@ -223,3 +223,20 @@ def test_noise_scale_of_batches_is_measure_with_that_budget():
     b = sn.measure(problem, [8], samples=32, seed=3, confidence=0.9)
     assert a.drop_attrs().identical(b.drop_attrs())
     assert a.attrs["samples_used"] == 32 and a.attrs["confidence"] == 0.9
+
+
+@pytest.mark.parametrize("scheme", [None, sn.sampling.Online()], ids=["finite", "online"])
+def test_parameter_variance_of_a_budget(scheme):
+    problem = CASES[0].problem(n=60)
+    whole = sn.measure(problem, [1], per_parameter=True)["parameter_noise_variance"].values
+    truth = whole if scheme is None else whole * 60 / 59  # a draw of a draw is a draw of the population
+    runs = [sn.measure(problem, [1], scheme, samples=24, seed=s, per_parameter=True) for s in range(120)]
+    values, stderr = (
+        np.stack([run[name].values for run in runs])
+        for name in ("parameter_noise_variance", "parameter_noise_variance_stderr")
+    )
+    assert unbiased(values, truth)
+    assert not unbiased(1.3 * values, truth)
+    share = 1 if scheme is None else 1 - 24 / 60  # what is seen here has the factor of the finite data in it
+    ratio = honesty(values, stderr) * share
+    assert ((ratio > 0.5) & (ratio < 2)).all(), ratio

@@ -96,7 +96,9 @@ def test_small_eigenvalues_are_had_in_double_precision():
         if dtype == torch.float64:
             check_eigenpairs(sigma.top(3), covariance(all_gradients(problem)), 3, 1e-6)
         else:
-            with pytest.raises(InputError, match="numerical rank 1, but k=3 eigenpairs were asked for; ask for at most"):
+            with pytest.raises(
+                InputError, match="numerical rank 1, but k=3 eigenpairs were asked for; ask for at most"
+            ):
                 sigma.top(3)
 
 

@@ -24,7 +24,7 @@ def test_prediction_agrees_with_real_batches(scheme, dtype):
     problem = MLP.problem(n=24, dtype=dtype)
     sizes = [1, 5, 12, 24]
     predicted = sn.measure(problem, sizes, scheme)
-    seen = sn.measure.observed(problem, sizes, scheme, draws=500)
+    seen = sn.measure.observed(problem, sizes, scheme, draws=300)
     found = sn.compare(predicted, seen, alarm=ALARM)
     assert found.agrees, found.sentence
     assert len(found.rows) == (4 if isinstance(scheme, sn.sampling.WithReplacement) else 3)
@@ -68,12 +68,12 @@ def test_false_alarms_of_the_whole_comparison():
     problem = CASES[0].problem(n=16)
     predicted = sn.measure(problem, [4])
     z = []
-    for seed in range(30):
+    for seed in range(20):
         seen = sn.measure.observed(problem, [4], draws=150, seed=seed)
         z.append(sn.compare(predicted, seen).rows[0].z)
-    assert abs(np.mean(z)) < stats.norm.isf(1e-4 / 2) / np.sqrt(30) + 0.1
-    spread = np.var(z) * 30
-    assert stats.chi2.cdf(spread, 29) > 1e-4 and stats.chi2.sf(spread, 29) > 1e-4
+    assert abs(np.mean(z)) < stats.norm.isf(1e-4 / 2) / np.sqrt(20) + 0.1
+    spread = np.var(z) * 20
+    assert stats.chi2.cdf(spread, 19) > 1e-4 and stats.chi2.sf(spread, 19) > 1e-4
 
 
 def test_a_budget_of_samples_agrees_too():

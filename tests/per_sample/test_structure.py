@@ -86,9 +86,7 @@ def test_sum_of_kinds(seed, m, rows, columns, positions, words, budget):
 
 @given(seeds, lengths, lengths, lengths, lengths, lengths, lengths, budgets)
 def test_gram_between_chunks(seed, m, more, rows, columns, positions, words, budget):
-    made = [
-        [outer(seed, k, 1, rows, columns, positions), lookup(seed + 2, k, rows, columns, words)] for k in (m, more)
-    ]
+    made = [[outer(seed, k, 1, rows, columns, positions), lookup(seed + 2, k, rows, columns, words)] for k in (m, more)]
     for uses in ([0], [1], [0, 1]):
         (x, g), (y, h) = (
             (PerSample([chunk[use][0] for use in uses], torch.Size((rows, columns))), sum(chunk[u][1] for u in uses))
