@@ -10,6 +10,7 @@ from torch.utils.data import TensorDataset
 from model_cases import ALL, BY_NAME, CASES, ROWS, Calls, mlp, row_name
 from shotnoise.errors import DataError, InputError, NonFiniteError, PerSampleGradientError
 from shotnoise.per_sample import explicit
+from shotnoise.per_sample.chunk import BY_RULE
 from shotnoise.problem import Problem
 from slow_twin import LOSSES, agrees, call, gradients, row
 
@@ -58,7 +59,7 @@ class TestAgainstPlainTorch:
         assert problem.loss(indices) == pytest.approx(Problem(*subset, l2=0.3).loss(), rel=1e-12)
         whole = Problem(*subset, l2=0.3).gradient()
         for chunk_size in (1, 2, 4096):
-            found = problem.gradient(indices, chunk_size)
+            found = Problem(*made, l2=0.3, chunk_size=chunk_size).gradient(indices)
             assert all(agrees(found[parameter], g) for parameter, g in whole.items())
 
     def test_the_penalty_moves_the_gradient_of_every_sample(self):
@@ -175,7 +176,7 @@ class TestWhatItSaysOfItself:
     def test_a_dataset_with_a_model_that_returns_more_than_a_tensor(self):
         model = Calls(lambda self, x: {"logits": self.a(x), "aux": 1}, a=linear())
         problem = Problem(model, lambda out, y: F.mse_loss(out["logits"], y, reduction="none").sum(1), X, Y)
-        assert set(next(problem.passes()).paths.values()) == {"structure"}
+        assert set(next(problem.passes()).paths.values()) == {BY_RULE}
         assert agrees(problem.losses(), 2 * Problem(model.a, "mse", X, Y).losses())
 
 
@@ -411,7 +412,7 @@ class TestNotFinite:
             next(problem.passes())
         with torch.no_grad():
             model.weight.copy_(weight)
-        assert set(next(problem.passes()).paths.values()) == {"structure"}
+        assert set(next(problem.passes()).paths.values()) == {BY_RULE}
 
     @staticmethod
     def blamed(sample, layer):

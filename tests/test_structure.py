@@ -16,6 +16,7 @@ LEVELS = [
     ["errors"],
     ["files", "named", "random_state", "sampling", "losses"],
     ["samples"],
+    ["evaluation"],
     ["per_sample"],
     ["problem"],
     ["results", "datasets"],

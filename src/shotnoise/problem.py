@@ -5,39 +5,26 @@
 over the trainable parameters w. The penalty is common to all samples: it moves the gradient, not the noise.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from shotnoise import losses as losses_module
-from shotnoise.errors import InputError, PerSampleGradientError, ShotnoiseError
-from shotnoise.per_sample import capture, explicit, finite, trust
-from shotnoise.per_sample.structure import PerSample
+from shotnoise.errors import InputError
+from shotnoise.evaluation import Evaluation, gradient, quiet
+from shotnoise.named import Named, Sum, add, dot
+from shotnoise.per_sample import examine, finite, trust
+from shotnoise.per_sample.chunk import Chunk, evaluate
+from shotnoise.per_sample.explicit import elementary_kernels
 from shotnoise.random_state import preserved_random_state
-from shotnoise.samples import Batch, hash_tensors, tree_leaves, tree_map
+from shotnoise.samples import Batch, hash_tensors
 from shotnoise.samples import resolve as resolve_samples
 
-Named = dict[str, Tensor]  # one tensor per trainable parameter, by its name in the model
+LARGEST_CHUNK = 4096  # samples
+LOSS_CHUNK = 512  # samples, where nothing is recorded and no gradient asked for
 ACTIVATION_BYTES = 64 * 2**20  # what the recorded inputs and output gradients of one chunk may take
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """What one backward pass tells about m samples, of the data part of the loss (without the penalty).
-
-    indices (m,), losses (m,), gradient: the sum over the samples, per_sample: gradients by parameter,
-    paths: how each parameter's per-sample gradients were had.
-    """
-
-    indices: Tensor
-    losses: Tensor
-    gradient: Named
-    per_sample: dict[str, PerSample]
-    paths: dict[str, str]
 
 
 class Problem:
@@ -48,6 +35,7 @@ class Problem:
     inputs, targets: tensors with the samples on axis 0 (inputs may be a tuple or a dict of tensors, which the model
         receives as positional or keyword arguments), or one torch Dataset of (input, target) pairs.
     l2: the penalty (l2/2) ||w||^2 on all trainable parameters; what `weight_decay` is in torch.optim.SGD.
+    chunk_size: samples per backward pass; by default so many that what a pass records stays below 64 MiB.
 
     The model is used in the mode (train or eval) and at the weights that it has when asked, and is never modified.
 
@@ -63,16 +51,20 @@ class Problem:
         inputs: Any,
         targets: Any = None,
         l2: float = 0.0,
+        *,
+        chunk_size: int | None = None,
     ) -> None:
+        if chunk_size is not None and chunk_size < 1:
+            raise InputError(f"chunk_size={chunk_size}: at least one sample per pass, or None for a default")
         if not isinstance(model, nn.Module):
             raise InputError(f"model must be a torch.nn.Module, not {type(model).__name__}")
         self.model: nn.Module = getattr(model, "_orig_mod", model)  # torch.compile keeps the module it wraps there
         self.loss_spec = losses_module.resolve(loss)
         self.samples = resolve_samples(inputs, targets)
         self.l2 = float(l2)
-        self._measurable: object = None
-        self._checked: tuple[object, dict[str, str]] | None = None
-        self._chunk_size = 1
+        self._chunk_size = chunk_size
+        self._measurable: object = None  # the state of the model that was found so
+        self._examined: tuple[object, examine.Findings] | None = None
         trust.require_usable(self.model)
 
     @property
@@ -116,35 +108,39 @@ class Problem:
             return 0.0
         return 0.5 * self.l2 * float(sum(p.detach().double().square().sum() for p in self.parameters.values()))
 
+    @property
+    def penalty_gradient(self) -> Named:
+        """l2 w"""
+        return {name: self.l2 * p.detach() for name, p in self.parameters.items()}
+
     def losses(self, indices: Tensor | None = None) -> Tensor:
         """The loss of each sample, penalty included, (m,). indices: which samples; None is all of them."""
         self._require_measurable()
-        penalty = self.penalty
-        with self._quiet(), torch.no_grad():
-            parts = [self._losses(self._leaves(), *self._batch(i)) for i in self.chunks(indices, 4096)]
+        size, evaluation, penalty = self._chunk_size or LOSS_CHUNK, self._evaluation(), self.penalty
+        with quiet(), torch.no_grad():
+            parts = [evaluation.losses(*self._batch(evaluation, i)) for i in self.chunks(indices, size)]
         return torch.cat(parts) + penalty
 
     def loss(self, indices: Tensor | None = None) -> float:
         """The mean loss over the samples, penalty included."""
         return float(self.losses(indices).double().mean())
 
-    def gradient(self, indices: Tensor | None = None, chunk_size: int = 4096) -> Named:
+    def gradient(self, indices: Tensor | None = None) -> Named:
         """The gradient of `loss`, one tensor per parameter. Raises NonFiniteError where it is not finite."""
-        self._require_measurable()
-        count = self.n if indices is None else len(indices)
-        with self._quiet():
-            leaves = self._leaves()
-            total = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
-            for chunk in self.chunks(indices, chunk_size):
-                losses = self._losses(leaves, *self._batch(chunk))
+        size = self.chunk_size
+        count, total = self.n if indices is None else len(indices), Sum()
+        with quiet():
+            evaluation = self._evaluation()
+            for chunk in self.chunks(indices, size):
+                losses = evaluation.losses(*self._batch(evaluation, chunk))
                 finite.require_losses(losses, chunk)
-                for name, g in _grad(losses.sum(), leaves).items():
-                    total[name] += g
-        if not finite.all_finite(g.sum() for g in total.values()):
+                total.add(gradient(losses.sum(), evaluation.leaves))
+        mean = total.over(count)
+        if not finite.all_finite(g.sum() for g in mean.values()):
             for _ in self.passes(indices):  # raises where it finds the sample to blame
                 pass
-            finite.require_sums(total, "gradient")
-        return {name: g / count + self.l2 * leaves[name].detach() for name, g in total.items()}
+            finite.require_sums(mean, "gradient")
+        return add(mean, self.penalty_gradient) if self.l2 else mean
 
     def per_sample_gradients(self, indices: Tensor | None = None) -> Named:
         """The gradients of the samples written out, penalty included, (m, *parameter) each: m times the memory."""
@@ -152,26 +148,24 @@ class Problem:
         for chunk in self.passes(indices):
             for name, gradients in chunk.per_sample.items():
                 found[name].append(gradients.explicit())
-        shift = {name: self.l2 * p.detach() for name, p in self.parameters.items()}
+        shift = self.penalty_gradient
         return {name: torch.cat(parts) + shift[name] for name, parts in found.items()}
 
     def hessian_vector_product(self, vector: Mapping[str, Tensor], indices: Tensor | None = None) -> Named:
         """H v for the Hessian H of `loss` and a vector given as one tensor per parameter."""
-        chunk_size = self.chunk_size
-        count = self.n if indices is None else len(indices)
-        with self._quiet(), explicit.elementary_kernels():
-            leaves = self._leaves()
+        size = self.chunk_size
+        count, total = self.n if indices is None else len(indices), Sum()
+        with quiet(), elementary_kernels():
+            evaluation = self._evaluation()
             vector = self._require_vector(vector)
-            total = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
-            for chunk in self.chunks(indices, chunk_size):
-                losses = self._losses(leaves, *self._batch(chunk))
+            for chunk in self.chunks(indices, size):
+                losses = evaluation.losses(*self._batch(evaluation, chunk))
                 finite.require_losses(losses, chunk)
-                slope = _grad(losses.sum(), leaves, create_graph=True)
-                along = torch.stack([(slope[name] * vector[name]).sum() for name in leaves]).sum()
-                for name, g in _grad(along, leaves).items():
-                    total[name] += g
-        finite.require_sums(total, "Hessian-vector product")
-        return {name: g / count + self.l2 * vector[name] for name, g in total.items()}
+                slope = gradient(losses.sum(), evaluation.leaves, create_graph=True)
+                total.add(gradient(dot(slope, vector), evaluation.leaves))
+        product = total.over(count)
+        finite.require_sums(product, "Hessian-vector product")
+        return {name: g + self.l2 * vector[name] for name, g in product.items()}
 
     def passes(
         self, indices: Tensor | None = None, *, with_gradient: bool = True, at_most: int | None = None
@@ -181,15 +175,18 @@ class Problem:
         with_gradient=False leaves `Chunk.gradient` empty and saves about a third of the work; at_most bounds the
         number of samples per chunk.
         """
-        distrusted = self._check_model()
-        for chunk in self.chunks(indices, min(self.chunk_size, at_most or self.chunk_size)):
-            yield self._pass(chunk, distrusted, with_gradient)
+        findings, size = self._findings, self.chunk_size
+        evaluation = self._evaluation()
+        for chunk in self.chunks(indices, min(size, at_most or size)):
+            batch = self._batch(evaluation, chunk)
+            yield evaluate(evaluation, batch, chunk, findings.distrusted, with_gradient)
 
     @property
     def chunk_size(self) -> int:
-        """Samples per chunk such that what a pass records stays within ACTIVATION_BYTES."""
-        self._check_model()
-        return self._chunk_size
+        """Samples per backward pass: as asked, or so many that what a pass records stays within ACTIVATION_BYTES."""
+        if self._chunk_size is not None:
+            return self._chunk_size
+        return min(LARGEST_CHUNK, max(1, ACTIVATION_BYTES // max(1, self._findings.bytes_per_sample)))
 
     def chunks(self, indices: Tensor | None, size: int) -> Iterator[Tensor]:
         """The indices (default: all) in pieces of at most `size`."""
@@ -222,192 +219,29 @@ class Problem:
             raise InputError(f"a vector needs one tensor per parameter, {expected}; got {found}")
         return {name: vector[name].detach().clone() for name in expected}
 
-    def _pass(self, indices: Tensor, distrusted: Mapping[str, str], with_gradient: bool) -> Chunk:
-        with self._quiet():
-            leaves = self._leaves()
-            inputs, targets = self._batch(indices)
-            found = capture.run(
-                self.model,
-                leaves,
-                lambda: self._losses(leaves, inputs, targets),
-                len(indices),
-                distrusted,
-                with_gradient,
-            )
-            finite.require_losses(found.losses, indices)
-            per_sample, paths = dict(found.per_sample), dict.fromkeys(found.per_sample, "structure")
-            if found.missing:
-                written, way = self._written_out(leaves, found.missing, inputs, targets)
-                per_sample |= written
-                paths |= {name: f"per-sample gradients by {way} ({why})" for name, why in found.missing.items()}
-        ordered = {name: per_sample[name] for name in leaves}
-        finite.require_gradients(ordered, found.gradient, indices)
-        return Chunk(indices, found.losses, found.gradient, ordered, {name: paths[name] for name in leaves})
+    def _evaluation(self, dtype: torch.dtype | None = None) -> Evaluation:
+        return Evaluation(self.model, self.loss_spec, dtype)
 
-    def _written_out(
-        self, leaves: Named, missing: Mapping[str, str], inputs: Batch, targets: Batch
-    ) -> tuple[dict[str, PerSample], str]:
-        """The gradients of the parameters without structure, for these alone."""
-        wanted = {name: leaves[name] for name in missing}
-        others = {name: leaf.detach() for name, leaf in leaves.items() if name not in missing}
-
-        def one_loss(some: Mapping[str, Tensor], x: Batch, y: Batch) -> Tensor:
-            inputs, targets = tree_map(lambda t: t[None], (x, y))
-            return self._losses({**others, **some}, inputs, targets, checked=False)[0]
-
-        def loop() -> explicit.Gradients:
-            m = len(tree_leaves(inputs)[0])
-            rows = [tree_map(lambda t, i=i: t[i], (inputs, targets)) for i in range(m)]
-            each = [_grad(one_loss(wanted, *row), wanted) for row in rows]
-            return {name: torch.stack([g[name] for g in each]) for name in wanted}
-
-        found, way = explicit.gradients(one_loss, wanted, inputs, targets, loop)
-        return {name: PerSample.of(g) for name, g in found.items()}, way
-
-    def _leaves(self) -> Named:
-        """The trainable parameters detached from the user's: same memory, no gradient or hook of theirs is touched."""
-        return {name: p.detach().requires_grad_() for name, p in self.parameters.items()}
-
-    def _batch(self, indices: Tensor) -> tuple[Batch, Batch]:
-        device = self.device
-        inputs, targets = self.samples.batch(indices)
-        return tree_map(lambda t: t.to(device), (inputs, targets))
-
-    def _losses(self, leaves: Mapping[str, Tensor], inputs: Batch, targets: Batch, checked: bool = True) -> Tensor:
-        """The data losses (m,) at `leaves`, with the buffers cloned so that a forward pass cannot change them."""
-        dtype = next(iter(leaves.values())).dtype
-        frozen = {name: p.detach() for name, p in self.model.named_parameters() if not p.requires_grad}
-        constants = {name: b.clone() for name, b in self.model.named_buffers()} | frozen
-        state = {name: self._cast(t, dtype) for name, t in constants.items()} | dict(leaves)
-        inputs = tree_map(Tensor.clone, inputs)  # the model may work on them in place
-        args, kwargs = (), {}
-        if isinstance(inputs, dict):
-            kwargs = inputs
-        else:
-            args = inputs if isinstance(inputs, tuple) else (inputs,)
-        with _preserved_attributes(self.model):
-            outputs = torch.func.functional_call(self.model, state, args, kwargs)
-            if checked:
-                self.loss_spec.check(outputs, targets)
-            values = self.loss_spec.per_sample(outputs, targets)
-        return losses_module.require_per_sample(values, len(tree_leaves(inputs)[0]), self.loss_spec.name)
+    def _batch(self, evaluation: Evaluation, indices: Tensor) -> tuple[Batch, Batch]:
+        with preserved_random_state():  # reading a data set may draw random numbers
+            return evaluation.place(self.samples.batch(indices))
 
     def _require_measurable(self) -> None:
         """Once per state of the model: does each sample have a loss and a gradient of its own?"""
         state = trust.state_of(self.model)
         if self._measurable != state:
             trust.require_usable(self.model)
-            trust.require_per_sample_mode(self.model)
-            self._require_evaluable()
+            examine.require_measurable(self._evaluation, self.samples)
             self._measurable = state
 
-    def _check_model(self) -> dict[str, str]:
-        """Once per state of the model: can it be measured, and which parameters have no layer rule that holds?"""
+    @property
+    def _findings(self) -> examine.Findings:
+        """Once per state of the model: which parameters have no layer rule that holds?"""
         self._require_measurable()
         state = trust.state_of(self.model)
-        if self._checked is None or self._checked[0] != state:
-            self._checked = (state, self._distrusted_rules())
-        return self._checked[1]
-
-    @property
-    def _probes(self) -> Tensor:
-        return torch.linspace(0, self.n - 1, min(self.n, trust.PROBES)).long()
-
-    def _distrusted_rules(self) -> dict[str, str]:
-        """Which parameters' layer rules fail on a few samples, judged by these samples one at a time."""
-        indices = self._probes
-        try:
-            distrusted = self._compare_with_alone(indices, self.dtype)
-            doubt: PerSampleGradientError | None = None
-        except PerSampleGradientError as error:
-            distrusted, doubt = {}, error
-        if self.dtype != torch.float64 and (doubt or trust.NOT_CONFIRMED in distrusted.values()):
-            # Rounding can look like a wrong rule where losses are nearly zero, so ask again in double precision.
-            with suppress(RuntimeError):
-                return self._compare_with_alone(indices, torch.float64)
-        if doubt:
-            raise doubt
-        return distrusted
-
-    def _compare_with_alone(self, indices: Tensor, dtype: torch.dtype) -> dict[str, str]:
-        m = len(indices)
-        with self._quiet():
-            leaves = {name: self._cast(p.detach(), dtype).requires_grad_() for name, p in self.parameters.items()}
-            inputs, targets = tree_map(lambda t: self._cast(t, dtype), self._batch(indices))
-            together = capture.run(self.model, leaves, lambda: self._losses(leaves, inputs, targets), m, {})
-            finite.require_losses(together.losses, indices)
-            alone = []
-            for i in range(m):
-                loss = self._losses(leaves, *tree_map(lambda t, i=i: t[i : i + 1], (inputs, targets)))[0]
-                alone.append((loss.detach(), _grad(loss, leaves)))
-                single = {name: PerSample.of(g[None]) for name, g in alone[-1][1].items()}
-                finite.require_gradients(single, {}, indices[i : i + 1])
-        wrong = trust.disagreements(together.losses, together.gradient, together.per_sample, alone)
-        # A parameter without structure here gets none later: where the samples are on another axis, a chunk
-        # whose size happens to be that of the first axis would look as if it had.
-        distrusted = together.missing | wrong
-        recorded = sum(g.nbytes for name, g in together.per_sample.items() if name not in distrusted)
-        written = sum(leaves[name].numel() * leaves[name].element_size() for name in distrusted)
-        self._chunk_size = min(4096, max(1, ACTIVATION_BYTES * m // max(1, recorded + m * written)))
-        return distrusted
-
-    def _cast(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-        """`tensor` in `dtype` if it has the model's precision; integers and others are left alone."""
-        return tensor.to(dtype) if tensor.dtype == self.dtype else tensor
-
-    def _require_evaluable(self) -> None:
-        """Raise unless the model takes a few samples, the same way each time, and leaves its weights alone."""
-        with self._quiet():
-            weights = {name: leaf.detach().clone().requires_grad_() for name, leaf in self._leaves().items()}
-            weights |= {name: p.detach().clone() for name, p in self.model.named_parameters() if name not in weights}
-            inputs, targets = self._batch(self._probes)
-
-            def losses() -> Tensor:
-                values = self._losses(weights, inputs, targets).detach()
-                trust.require_unchanged(dict(self.model.named_parameters()), weights)
-                return values
-
-            try:
-                trust.require_deterministic(losses)
-            except ShotnoiseError:
-                raise
-            except Exception as error:
-                shapes = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in tree_leaves(inputs))
-                raise InputError(
-                    f"the model or the loss failed on {len(self._probes)} samples (inputs {shapes}; parameters "
-                    f"{self.dtype} on {self.device}): {error}"
-                ) from error
-
-    @contextmanager
-    def _quiet(self) -> Iterator[None]:
-        """Gradients on, whatever the caller has set, and the random state as it was when the block ends."""
-        with torch.inference_mode(False), torch.enable_grad(), preserved_random_state():
-            yield
-
-
-@contextmanager
-def _preserved_attributes(model: nn.Module) -> Iterator[None]:
-    """What a forward pass leaves in attributes of modules is taken back; recurrent layers keep their weights there."""
-    before = [(module, dict(vars(module))) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, attributes in before:
-            vars(module).update(attributes)
-            for added in vars(module).keys() - attributes.keys():
-                del vars(module)[added]
-
-
-def _grad(total: Tensor, leaves: Mapping[str, Tensor], create_graph: bool = False) -> Named:
-    if not total.requires_grad:
-        return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
-    found: Sequence[Tensor | None] = torch.autograd.grad(
-        total, list(leaves.values()), create_graph=create_graph, allow_unused=True
-    )
-    return {
-        name: torch.zeros_like(leaf) if g is None else g.to_dense()
-        for (name, leaf), g in zip(leaves.items(), found, strict=True)
-    }
+        if self._examined is None or self._examined[0] != state:
+            self._examined = (state, examine.examine(self._evaluation, self.samples))
+        return self._examined[1]
 
 
 __all__ = ["Chunk", "Problem"]

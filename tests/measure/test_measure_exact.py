@@ -6,6 +6,7 @@ import torch
 from measure_cases import CASES, MLP, all_gradients, covariance, explicit_gradients, variance_over_batches
 
 import shotnoise as sn
+from shotnoise.per_sample.chunk import BY_RULE
 
 RTOL = {torch.float64: 1e-10, torch.float32: 2e-4}
 
@@ -104,8 +105,8 @@ def test_layers_add_up_and_say_how_they_were_had():
             np.testing.assert_allclose(result[f"layer_{name}"].sum("layer"), result[name], rtol=1e-12)
         assert result["layer_parameters"].sum() == problem.parameter_count
         ways = result["layer_path"].to_series()
-        assert ways["head"] == "structure" and "per-sample gradients by" in ways["(model)"] if "head" in ways else True
-        assert "head" in ways or set(ways) == {"structure"}
+        assert ways["head"] == BY_RULE and "per-sample gradients by" in ways["(model)"] if "head" in ways else True
+        assert "head" in ways or set(ways) == {BY_RULE}
 
 
 def test_a_batch_of_all_the_data_has_no_noise():

@@ -7,6 +7,7 @@ import torch
 
 import slow_twin
 from model_cases import ROWS, N, row_name
+from shotnoise.per_sample.chunk import BY_RULE
 from shotnoise.problem import Problem
 from slow_twin import agrees
 
@@ -83,4 +84,4 @@ def test_path_taken(both):
         if both.case.has_no_rule(name):
             assert path.startswith(f"per-sample gradients by {both.case.way} ("), (name, path)
         else:
-            assert path == "structure", name
+            assert path == BY_RULE, name

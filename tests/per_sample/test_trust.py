@@ -7,7 +7,8 @@ from torch import nn
 import slow_twin
 from model_cases import BY_NAME, CASES, Calls
 from shotnoise.errors import PerSampleGradientError
-from shotnoise.per_sample import rules, trust
+from shotnoise.per_sample import examine, rules, trust
+from shotnoise.per_sample.chunk import BY_RULE
 from shotnoise.per_sample.structure import Dense, Lookup, Outer
 from shotnoise.problem import Problem
 from slow_twin import agrees
@@ -126,7 +127,7 @@ def test_nearly_zero_losses_keep_the_fast_path(scale):
         model[2].bias.mul_(scale**2)
     problem = Problem(model, "cross_entropy", inputs, targets)
     (chunk,) = problem.passes()
-    assert set(chunk.paths.values()) == {"structure"}
+    assert set(chunk.paths.values()) == {BY_RULE}
     gradients = problem.per_sample_gradients()
     _, expected = slow_twin.gradients(model, "cross_entropy", inputs, targets)
     size = max(float(g.abs().max()) for g in expected.values())
@@ -136,18 +137,18 @@ def test_nearly_zero_losses_keep_the_fast_path(scale):
 def test_losses_that_rounding_separates_are_asked_again_in_double_precision(monkeypatch):
     """Evaluated together or alone, a sum of large terms that cancel differs in single precision by more than 2 %."""
     asked = []
-    compare = Problem._compare_with_alone
+    compare = examine.compare_with_alone
 
-    def recorded(self, indices, dtype):
-        asked.append(dtype)
-        return compare(self, indices, dtype)
+    def recorded(evaluation, samples):
+        asked.append(evaluation.dtype)
+        return compare(evaluation, samples)
 
-    monkeypatch.setattr(Problem, "_compare_with_alone", recorded)
+    monkeypatch.setattr(examine, "compare_with_alone", recorded)
     rounding = Calls(lambda self, x: self.a(x) + _single_precision_noise(x), a=nn.Linear(3, 1))
     problem = Problem(rounding, lambda out, y: 1e-6 * out[:, 0], torch.randn(6, 3), torch.zeros(6))
     (chunk,) = problem.passes()
     assert asked == [torch.float32, torch.float64]
-    assert set(chunk.paths.values()) == {"structure"}
+    assert set(chunk.paths.values()) == {BY_RULE}
 
 
 def _single_precision_noise(x):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from shotnoise.errors import InputError
 from shotnoise.measure.products import GRAM_LIMIT, gram, parameter_variance
+from shotnoise.named import dot
 from shotnoise.problem import Problem
 
 Array = NDArray[np.float64]
@@ -68,7 +69,7 @@ class NoiseCovariance(LinearOperator):
     def _matmat(self, X: Array) -> Array:
         problem = self.problem
         columns = [problem.unflatten(self._tensor(x)) for x in X.T]
-        offsets = torch.stack([sum_of_products(self._mean, v) for v in columns])
+        offsets = torch.stack([dot(self._mean, v) for v in columns])
         total = torch.zeros(len(columns), problem.parameter_count, dtype=problem.dtype, device=problem.device)
         for chunk in problem.passes(with_gradient=False):
             dots = [torch.stack([g.dot(v[name]) for name, g in chunk.per_sample.items()]).sum(0) for v in columns]
@@ -195,12 +196,8 @@ class NoiseCovariance(LinearOperator):
 
     def _penalty_offsets(self, columns: list[dict[str, Tensor]]) -> Tensor:
         """s . v: the recorded g_i are those of the data part, while the mean has the penalty's gradient s in it."""
-        shift = {name: self.problem.l2 * p.detach() for name, p in self.problem.parameters.items()}
-        return torch.stack([sum_of_products(shift, v) for v in columns])
+        shift = self.problem.penalty_gradient
+        return torch.stack([dot(shift, v) for v in columns])
 
     def _tensor(self, array: Array) -> Tensor:
         return torch.as_tensor(np.array(array), dtype=self.problem.dtype, device=self.problem.device)
-
-
-def sum_of_products(a: dict[str, Tensor], b: dict[str, Tensor]) -> Tensor:
-    return torch.stack([(a[name] * b[name]).sum() for name in a]).sum()

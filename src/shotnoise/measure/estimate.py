@@ -6,8 +6,10 @@ With g_i the per-sample gradients (penalty included), g their mean and S^2 = sum
     ||grad L||^2  is estimated by  A = ||g||^2 - S^2 (1/m - 1/n)    the noise of the mean taken off; may be negative
 
 both without bias, for m distinct samples out of n; from an unlimited population n is infinite. Standard errors are
-those of the delete-one jackknife, times sqrt(1 - m/n). All of it follows from ||g_i||^2 and g_i . g: no gradient is
-stored. T and A at n = infinity: McCandlish et al., "An empirical model of large-batch training", 2018, appendix A.
+those of the delete-one jackknife, times sqrt(1 - m/n); for A without the second helping of 2 Tr Sigma^2/m^2 that the
+jackknife adds to its variance. All of it follows from ||g_i||^2 and g_i . g (and inner products of pairs for
+Tr Sigma^2); no gradient is stored. T and A at n = infinity: McCandlish et al., "An empirical model of large-batch
+training", 2018, appendix A.
 """
 
 from dataclasses import dataclass
@@ -80,8 +82,11 @@ def estimate(products: Products) -> Estimates:
     squares_without = (m**2 * square - 2 * m * products.along_mean + products.norms) / (m - 1) ** 2
     without = _statistics(norm_sum - products.norms, squares_without, m - 1, products.rest)  # (3, m, columns)
     spread = without - without.mean(1, keepdims=True)
-    jackknife = (m - 1) / m * np.einsum("kic,jic->kjc", spread, spread)
-    return Estimates(whole, max(0.0, products.unseen) * jackknife)
+    covariance = max(0.0, products.unseen) * (m - 1) / m * np.einsum("kic,jic->kjc", spread, spread)
+    # The jackknife counts twice the part of A's variance that is quadratic in the noise, and which is always there.
+    quadratic = 2 * (products.unseen / m) ** 2 * products.trace_squared
+    covariance[2, 2] = np.maximum(covariance[2, 2] - quadratic, quadratic)
+    return Estimates(whole, covariance)
 
 
 def _statistics(norm_sum: Array, square: Array, m: int, rest: float) -> Array:

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from shotnoise.measure.estimate import Array
-from shotnoise.problem import Named, Problem
+from shotnoise.named import Named, dot
+from shotnoise.problem import Problem
 
 MEMORY_BYTES = 256 * 2**20  # of the probe vectors held at a time
 
@@ -69,4 +70,4 @@ def _curvatures(problem: Problem, weights: Array) -> Array:
 
 def _quadratic(problem: Problem, vector: Named) -> float:
     product = problem.hessian_vector_product(vector)
-    return sum(float((product[name] * vector[name]).sum()) for name in vector)
+    return float(dot(product, vector))

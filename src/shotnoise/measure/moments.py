@@ -13,8 +13,8 @@ from torch import Tensor
 
 from shotnoise.errors import NonFiniteError
 from shotnoise.measure.estimate import Array, Products
-from shotnoise.named import Sum, add
-from shotnoise.problem import Chunk, Named, Problem
+from shotnoise.named import Named, Sum, add, dot
+from shotnoise.problem import Chunk, Problem
 
 Progress = Callable[[int, int], None]  # (samples done, samples in all)
 PAIR_CHUNK = 512  # samples whose mutual inner products are looked at
@@ -53,7 +53,7 @@ def of_all(problem: Problem, progress: Progress | None = None) -> Moments:
     square = layer_dots(problem, mean, mean)
     noise = np.maximum(norms / problem.n - square, 0)
     if problem.l2:
-        mean = add(mean, _penalty_gradient(problem))
+        mean = add(mean, problem.penalty_gradient)
         square = layer_dots(problem, mean, mean)
     return Moments(
         loss=loss / problem.n + problem.penalty,
@@ -75,7 +75,7 @@ def of_sample(problem: Problem, indices: Tensor, population: int | None, progres
         losses.append(chunk.losses.double().cpu())
         gradient.add(chunk.gradient)
         paths |= chunk.paths
-    shift = _penalty_gradient(problem)
+    shift = problem.penalty_gradient
     mean = add(gradient.over(m), shift)
     norms, along, pairs = [], [], _PairMoments(len(problem.layers) + 1)
     later = problem.passes(indices, with_gradient=False, at_most=PAIR_CHUNK)
@@ -126,12 +126,8 @@ def layer_grams(problem: Problem, chunk: Chunk) -> Iterator[Tensor]:
 
 def layer_dots(problem: Problem, a: Named, b: Named) -> Array:
     """a . b by layer, (layers,)."""
-    return np.array(
-        [
-            sum(float(torch.dot(a[name].reshape(-1), b[name].reshape(-1))) for name in names)
-            for names in problem.layers.values()
-        ]
-    )
+    layers = problem.layers.values()
+    return np.array([float(dot({n: a[n] for n in names}, {n: b[n] for n in names})) for names in layers])
 
 
 def with_total(by_layer: Array) -> Array:
@@ -178,10 +174,6 @@ def _along(problem: Problem, chunk: Chunk, direction: Named) -> Array:
         for names in problem.layers.values()
     ]
     return torch.stack(columns, 1).double().cpu().numpy()
-
-
-def _penalty_gradient(problem: Problem) -> Named:
-    return {name: problem.l2 * p.detach() for name, p in problem.parameters.items()}
 
 
 def _followed(chunks: Iterator[Chunk], total: int, progress: Progress | None) -> Iterator[Chunk]:

@@ -114,7 +114,7 @@ def _filled(blocks: list[list[Tensor | None]], i: int, j: int) -> Tensor:
 
 
 def _penalty(problem: Problem) -> Named:
-    return {name: problem.l2 * p.detach() for name, p in problem.parameters.items()} if problem.l2 else {}
+    return problem.penalty_gradient if problem.l2 else {}
 
 
 def _along(chunk: Chunk, direction: Named, names: list[str]) -> Tensor:
