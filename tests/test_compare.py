@@ -156,3 +156,11 @@ def test_sentence_and_table():
     assert found.sentence in " ".join(text.split())
     for part in ("noise_trace", "batch_size", "1 ± 0.5", "12.5 ± 0.5", "2.5", "-1.00", "+20.00"):
         assert part in text
+
+
+def test_points_that_cannot_be_judged_are_counted():
+    a, b = result([1.0, np.nan, np.inf], 1.0), result([1.0, 2.0, 3.0], 1.0)
+    found = compare(a, b)
+    assert len(found.rows) == 1 and found.left_out == 2
+    assert "2 points could not be judged" in found.sentence
+    assert "judged" not in compare(result([1.0], 1.0), result([1.0])).sentence

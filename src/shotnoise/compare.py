@@ -40,6 +40,7 @@ class Agreement:
     alarm: float
     p_value: float
     threshold: float
+    left_out: int = 0  # points that are not finite in at least one result, or exact and equal in both
 
     @property
     def agrees(self) -> bool:
@@ -55,6 +56,7 @@ class Agreement:
         return (
             f"the largest of {len(self.rows)} deviations is {self.max_abs_z:.2f} standard errors, the limit "
             f"{self.threshold:.2f} at a false-alarm rate of {self.alarm:g}; p = {self.p_value:.2g}"
+            + (f"; {self.left_out} points could not be judged" if self.left_out else "")
         )
 
     @property
@@ -101,13 +103,15 @@ def compare(a: xr.Dataset, b: xr.Dataset, *, variables: list[str] | None = None,
             f"nothing to compare: the first result has {sorted(map(str, a.data_vars))}, the second "
             f"{sorted(map(str, b.data_vars))}; they need a variable in common, with a _stderr in at least one"
         )
-    rows = tuple(row for name in chosen for row in _rows(name, a, b))
+    points = [row for name in chosen for row in _rows(name, a, b)]
+    rows = tuple(row for row in points if row is not None)
     if not rows:
         raise InputError(f"no point of {chosen} can be compared: all are NaN, or have a standard error of 0 in both")
     freedom = min(_freedom(a), _freedom(b))
     largest = max(abs(row.z) for row in rows)
     p_value = min(1.0, 2 * len(rows) * float(stats.t.sf(largest, freedom)))
-    return Agreement(rows, alarm, p_value, float(stats.t.isf(alarm / 2 / len(rows), freedom)))
+    threshold = float(stats.t.isf(alarm / 2 / len(rows), freedom))
+    return Agreement(rows, alarm, p_value, threshold, left_out=len(points) - len(rows))
 
 
 def _comparable(a: xr.Dataset, b: xr.Dataset) -> list[str]:
@@ -118,7 +122,7 @@ def _comparable(a: xr.Dataset, b: xr.Dataset) -> list[str]:
     ]
 
 
-def _rows(name: str, a: xr.Dataset, b: xr.Dataset) -> list[Row]:
+def _rows(name: str, a: xr.Dataset, b: xr.Dataset) -> list[Row | None]:
     for which, result in (("first", a), ("second", b)):
         if name not in result:
             raise InputError(
@@ -145,8 +149,7 @@ def _rows(name: str, a: xr.Dataset, b: xr.Dataset) -> list[Row]:
     rows = []
     for index in np.ndindex(x.shape):
         where = {str(d): x[d][i].item() for d, i in zip(x.dims, index, strict=True)}
-        row = _row(name, where, *(float(v.values[index]) for v in (x, x_error, y, y_error)))
-        rows += [] if row is None else [row]
+        rows.append(_row(name, where, *(float(v.values[index]) for v in (x, x_error, y, y_error))))
     return rows
 
 

@@ -1,10 +1,10 @@
 """What every verb returns: an xarray.Dataset in the glossary's names, with its provenance, saved without loss."""
 
+import hashlib
 import json
 import math
 import os
 import platform
-import shutil
 import tempfile
 import warnings
 import zipfile
@@ -21,6 +21,8 @@ from zarr.storage import ZipStore
 
 from shotnoise.errors import DataError, InputError
 from shotnoise.problem import Problem
+
+DIGEST = "shotnoise_digest"  # of the values in a store
 
 # What noise_scale_status can say.
 EXACT, ESTIMATED, UNRESOLVED = "exact", "estimated", "not resolvable with this budget"
@@ -91,9 +93,10 @@ def along_steps(parts: Sequence[tuple[int, xr.Dataset]], attributes: Mapping[str
 
 
 def save(result: xr.Dataset, path: str | os.PathLike[str]) -> Path:
-    """Write a result as a Zarr store: a folder, or one file if `path` ends in .zip. Overwrites; all or nothing.
+    """Write a result as a Zarr store: a folder, or one file if `path` ends in .zip. Overwrites another store whole.
 
     xarray opens it without shotnoise (`xarray.open_zarr`); `load` gives it back equal and with equal attributes.
+    The store has one more attribute, a digest by which `load` finds damage.
     """
     path = Path(path)
     if path.exists() and not _is_store(path):
@@ -104,28 +107,31 @@ def save(result: xr.Dataset, path: str | os.PathLike[str]) -> Path:
             _write(result, fresh if path.suffix != ".zip" else fresh.with_suffix(".zarr"))
             if path.suffix == ".zip":
                 _pack(fresh.with_suffix(".zarr"), fresh)
-            if path.is_dir():
-                shutil.rmtree(path)
-            os.replace(fresh, path)
+            _exchange(fresh, path, Path(folder) / "before")
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}; choose a folder you may write to") from error
     return path
 
 
 def load(path: str | os.PathLike[str]) -> xr.Dataset:
-    """Read what `save` wrote, into memory. Raises DataError where there is no such store."""
+    """Read what `save` wrote, into memory. Raises DataError where there is no such store, or a damaged one."""
     path = Path(path)
     if not path.exists():
         raise DataError(f"{path} does not exist; expected a Zarr store written by shotnoise.save")
     try:
         if path.is_file():
             with ZipStore(path, mode="r") as store:
-                return xr.open_zarr(store, consolidated=False, chunks=None).load()
-        return xr.open_zarr(path, consolidated=False, chunks=None).load()
+                result = xr.open_zarr(store, consolidated=False, chunks=None).load()
+        else:
+            result = xr.open_zarr(path, consolidated=False, chunks=None).load()
     except Exception as error:
         raise DataError(
             f"{path} cannot be read as a Zarr store ({error}); it may be damaged or something else"
         ) from error
+    written = result.attrs.pop(DIGEST, None)
+    if written is not None and written != _digest(result):  # a chunk that is gone reads as if it were empty
+        raise DataError(f"{path} is damaged: its values are not those that were saved; make the result again")
+    return result
 
 
 def to_json(result: xr.Dataset) -> str:
@@ -153,7 +159,28 @@ def _write(result: xr.Dataset, path: Path) -> None:
     with warnings.catch_warnings():
         # Text has no final form in Zarr 3 yet; xarray and zarr read back what they wrote.
         warnings.filterwarnings("ignore", message=".*does not have a Zarr V3 specification.*")
-        result.to_zarr(path, mode="w", consolidated=False)
+        result.assign_attrs({DIGEST: _digest(result)}).to_zarr(path, mode="w", consolidated=False)
+
+
+def _digest(result: xr.Dataset) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(map(str, result.variables)):
+        values = result.variables[name].values
+        content = values.tobytes() if values.dtype.kind in "fiub" else json.dumps(values.astype(str).tolist()).encode()
+        digest.update(f"{name}{values.shape}".encode() + content)
+    return digest.hexdigest()
+
+
+def _exchange(fresh: Path, path: Path, before: Path) -> None:
+    """Put `fresh` in the place of `path`, and what was there at `before`; undone if it cannot be finished."""
+    if path.exists():
+        os.replace(path, before)
+    try:
+        os.replace(fresh, path)
+    except OSError:
+        if before.exists():
+            os.replace(before, path)
+        raise
 
 
 def _pack(folder: Path, archive: Path) -> None:

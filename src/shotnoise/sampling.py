@@ -7,7 +7,7 @@ For per-sample gradients g_1 .. g_n with covariance Sigma (divisor n), the mean 
 the second vanishing at b = n, where the batch is the whole data set (and 0 by convention for n = 1).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +32,10 @@ class Sampling:
 
     def batches(self, batch_size: int, n: int, rng: np.random.Generator) -> Iterator[Indices]:
         """Endless batches of sample indices, each an int64 array of shape (batch_size,)."""
+        self.check(batch_size, n)
+        return self._draw(batch_size, n, rng)
+
+    def _draw(self, batch_size: int, n: int, rng: np.random.Generator) -> Iterator[Indices]:
         raise NotImplementedError
 
     def check(self, batch_size: int, n: int | None) -> None:
@@ -39,6 +43,13 @@ class Sampling:
         _whole_batch_size(batch_size)
         if n is not None and n < 1:
             raise InputError(f"n={n} samples: there is nothing to draw from")
+
+    def check_all(self, batch_sizes: Sequence[int], n: int | None) -> None:
+        """Raise InputError unless this rule can draw all of them, and each is there once."""
+        for b in batch_sizes:
+            self.check(b, n)
+        if not len(batch_sizes) or len(set(batch_sizes)) < len(batch_sizes):
+            raise InputError(f"batch_sizes={list(batch_sizes)}: give at least one, each once")
 
     def __str__(self) -> str:
         return repr(self)
@@ -56,8 +67,7 @@ class WithReplacement(Sampling):
         self.check(batch_size, n)
         return 1 / batch_size
 
-    def batches(self, batch_size: int, n: int, rng: np.random.Generator) -> Iterator[Indices]:
-        self.check(batch_size, n)
+    def _draw(self, batch_size: int, n: int, rng: np.random.Generator) -> Iterator[Indices]:
         while True:
             yield rng.integers(n, size=batch_size)
 
@@ -89,8 +99,7 @@ class WithoutReplacement(_Subset):
     (0.16666666666666666, 0.0)
     """
 
-    def batches(self, batch_size: int, n: int, rng: np.random.Generator) -> Iterator[Indices]:
-        self.check(batch_size, n)
+    def _draw(self, batch_size: int, n: int, rng: np.random.Generator) -> Iterator[Indices]:
         while True:
             yield rng.choice(n, size=batch_size, replace=False, shuffle=False)
 
@@ -104,8 +113,7 @@ class ReshuffledEpochs(_Subset):
     the earlier batches of the epoch: there kappa no longer gives the variance.
     """
 
-    def batches(self, batch_size: int, n: int, rng: np.random.Generator) -> Iterator[Indices]:
-        self.check(batch_size, n)
+    def _draw(self, batch_size: int, n: int, rng: np.random.Generator) -> Iterator[Indices]:
         while True:
             yield from _cut(rng.permutation(n), batch_size)
 
@@ -118,8 +126,7 @@ class CyclicEpochs(_Subset):
     training is deterministic and its variance is 0.
     """
 
-    def batches(self, batch_size: int, n: int, rng: np.random.Generator) -> Iterator[Indices]:
-        self.check(batch_size, n)
+    def _draw(self, batch_size: int, n: int, rng: np.random.Generator) -> Iterator[Indices]:
         order = rng.permutation(n)
         while True:
             yield from _cut(order, batch_size)

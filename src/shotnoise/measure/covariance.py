@@ -169,11 +169,7 @@ class NoiseCovariance(LinearOperator):
     def _top_by_gram(self, k: int) -> tuple[Array, Array]:
         values, left = np.linalg.eigh(self._centred_gram)
         values, left = values[::-1][:k], left[:, ::-1][:, :k]
-        smallest = 1e3 * torch.finfo(self.problem.dtype).eps * values[0]
-        rank = int((values > smallest).sum()) if values[0] > 0 else 0
-        if rank < k:
-            raise InputError(f"the noise covariance has numerical rank {rank}, but k={k} eigenpairs were asked for; "
-                             f"ask for at most {rank}")  # fmt: skip
+        self._require_rank(values)
         left = left - left.mean(0)  # zero but for rounding, which would let the mean gradient in
         sums, start = [], 0
         for chunk in self.problem.passes(with_gradient=False):
@@ -192,7 +188,18 @@ class NoiseCovariance(LinearOperator):
                 f"only {len(partial.eigenvalues)} of {k} eigenpairs converged to {tolerance:g}; "
                 "ask for fewer, or pass a larger tolerance"
             ) from partial
+        self._require_rank(values[::-1])
         return values[::-1], vectors[:, ::-1]
+
+    def _require_rank(self, values: Array) -> None:
+        """Raise InputError if some of the largest eigenvalues are zero but for rounding."""
+        smallest = 1e3 * torch.finfo(self.problem.dtype).eps * values[0]
+        rank = int((values > smallest).sum()) if values[0] > 0 else 0
+        if rank < len(values):
+            raise InputError(
+                f"the noise covariance has numerical rank {rank}, but k={len(values)} eigenpairs were asked for; "
+                f"ask for at most {rank}"
+            )
 
     def _penalty_offsets(self, columns: list[dict[str, Tensor]]) -> Tensor:
         """s . v: the recorded g_i are those of the data part, while the mean has the penalty's gradient s in it."""

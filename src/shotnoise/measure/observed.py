@@ -34,8 +34,7 @@ def observed(
     """
     sampling = WithoutReplacement() if sampling is None else sampling
     check_draws(draws)
-    for b in batch_sizes:
-        sampling.check(b, problem.n)
+    sampling.check_all(batch_sizes, problem.n)
     full = problem.flatten(problem.gradient())
     mean, stderr = [], []
     for done, b in enumerate(batch_sizes):

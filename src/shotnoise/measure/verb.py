@@ -42,7 +42,8 @@ def measure(
     sampling: how batches are drawn, default WithoutReplacement(). With Online() the data counts as a sample of an
         unlimited population, and everything is estimated for the population.
     samples: how many randomly chosen samples to spend; None is all of them. With all of a finite data set the results
-        are exact; otherwise they are unbiased estimates, each with a `_stderr` beside it, at twice the work per sample.
+        are exact; otherwise they are estimates, each with a `_stderr` beside it, at twice the work per sample: the
+        moments and variances are unbiased, shares and ratios of them are not.
     seed: of the choice of samples and of random probes.
     confidence: of noise_scale_low and noise_scale_high.
     top: how many eigenpairs of the noise covariance to add, with Frobenius norm and effective rank.
@@ -106,10 +107,7 @@ def check(
     population = None if isinstance(sampling, Online) else problem.n
     default = [b for b in COMMON_BATCH_SIZES if population is None or b <= problem.n]
     sizes = default if batch_sizes is None else list(batch_sizes)
-    for b in sizes:
-        sampling.check(b, population)
-    if not sizes or len(set(sizes)) < len(sizes):
-        raise InputError(f"batch_sizes={sizes}: give at least one, each once")
+    sampling.check_all(sizes, population)
     whole = samples is None or isinstance(samples, (int, np.integer))
     if not whole or (samples is not None and not FEWEST_SAMPLES <= samples <= problem.n):
         limits = f"between {FEWEST_SAMPLES} and n={problem.n} samples"
