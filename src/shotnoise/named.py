@@ -21,18 +21,18 @@ class Sum:
     """Adds up vectors that arrive one after the other, without touching them: autograd may share their memory."""
 
     def __init__(self) -> None:
-        self._total: Named = {}
+        self.total: Named = {}
         self._ours = False
 
     def add(self, vector: Named) -> None:
-        if not self._total:
-            self._total = vector
+        if not self.total:
+            self.total = vector
         elif not self._ours:
-            self._total, self._ours = add(self._total, vector), True
+            self.total, self._ours = add(self.total, vector), True
         else:
             for name, part in vector.items():
-                self._total[name] += part
+                self.total[name] += part
 
     def over(self, count: int) -> Named:
         """The sum divided by `count`."""
-        return {name: part / count for name, part in self._total.items()}
+        return {name: part / count for name, part in self.total.items()}

@@ -18,7 +18,6 @@ from shotnoise.named import Named, Sum, add, dot
 from shotnoise.per_sample import examine, finite, trust
 from shotnoise.per_sample.chunk import Chunk, evaluate
 from shotnoise.per_sample.explicit import elementary_kernels
-from shotnoise.random_state import preserved_random_state
 from shotnoise.samples import Batch, hash_tensors
 from shotnoise.samples import resolve as resolve_samples
 
@@ -223,8 +222,7 @@ class Problem:
         return Evaluation(self.model, self.loss_spec, dtype)
 
     def _batch(self, evaluation: Evaluation, indices: Tensor) -> tuple[Batch, Batch]:
-        with preserved_random_state():  # reading a data set may draw random numbers
-            return evaluation.place(self.samples.batch(indices))
+        return evaluation.place(self.samples.batch(indices))
 
     def _require_measurable(self) -> None:
         """Once per state of the model: does each sample have a loss and a gradient of its own?"""

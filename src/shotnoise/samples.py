@@ -50,9 +50,10 @@ class InMemory:
         self.n = self._common_length()
 
     def batch(self, indices: Tensor) -> tuple[Batch, Batch]:
-        return tree_map(lambda t: t[indices.to(t.device)], self.inputs), tree_map(
-            lambda t: t[indices.to(t.device)], self.targets
-        )
+        first, last = int(indices[0]), int(indices[-1]) + 1
+        if torch.equal(indices, torch.arange(first, last)):  # neighbours: a view instead of a copy
+            return tree_map(lambda t: t[first:last], (self.inputs, self.targets))
+        return tree_map(lambda t: t[indices.to(t.device)], (self.inputs, self.targets))
 
     def fingerprint(self) -> str:
         return hash_tensors(tree_leaves(self.inputs) + tree_leaves(self.targets))

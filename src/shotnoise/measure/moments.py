@@ -25,7 +25,6 @@ class Moments:
     """Of all n samples, exactly: mean loss, ||grad L||^2, Tr M and Tr Sigma by layer, and how they were had."""
 
     loss: float
-    gradient: Named
     gradient_norm_sq: Array
     second_moment: Array
     noise_trace: Array
@@ -49,15 +48,13 @@ def of_all(problem: Problem, progress: Progress | None = None) -> Moments:
         norms += layer_norms(problem, chunk).sum(0)
         gradient.add(chunk.gradient)
         paths |= chunk.paths
-    mean = gradient.over(problem.n)
-    square = layer_dots(problem, mean, mean)
+    square = layer_dots(problem, gradient.total, gradient.total) / problem.n**2
     noise = np.maximum(norms / problem.n - square, 0)
     if problem.l2:
-        mean = add(mean, problem.penalty_gradient)
+        mean = add(gradient.over(problem.n), problem.penalty_gradient)
         square = layer_dots(problem, mean, mean)
     return Moments(
         loss=loss / problem.n + problem.penalty,
-        gradient=mean,
         gradient_norm_sq=with_total(square),
         second_moment=with_total(noise + square),
         noise_trace=with_total(noise),
