@@ -1,5 +1,7 @@
 # The few commands there are. Each builds the environment it needs.
-PYTHON ?= $(firstword $(foreach p,python3.14 python3.13 python3.12 python3.11 python3,$(shell command -v $(p) 2>/dev/null)))
+# The first of these that runs and is new enough; make PYTHON=/path/to/python chooses another.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN = .venv/bin
 READY = .venv/.ready
 
@@ -37,9 +39,9 @@ clean:          ## remove what the commands above have built
 	rm -rf .venv .venv-peers demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(READY): pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "no Python found; install Python 3.11 or newer, or run make PYTHON=/path/to/python"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found; install one, or run make PYTHON=/path/to/python"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "$(PYTHON) is older than Python 3.11; run make PYTHON=/path/to/a/newer/python"; exit 1; }
+	  { echo "$(PYTHON) is not Python 3.11 or newer; run make PYTHON=/path/to/python"; exit 1; }
 	@$(PYTHON) -m venv --clear .venv || \
 	  { echo "$(PYTHON) cannot make virtual environments; install its venv package (python3-venv on Debian)"; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
