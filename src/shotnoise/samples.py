@@ -50,9 +50,9 @@ class InMemory:
         self.n = self._common_length()
 
     def batch(self, indices: Tensor) -> tuple[Batch, Batch]:
-        first, last = int(indices[0]), int(indices[-1]) + 1
-        if torch.equal(indices, torch.arange(first, last)):  # neighbours: a view instead of a copy
-            return tree_map(lambda t: t[first:last], (self.inputs, self.targets))
+        first = int(indices[0]) if len(indices) else 0
+        if torch.equal(indices, torch.arange(first, first + len(indices))):  # neighbours: a view instead of a copy
+            return tree_map(lambda t: t[first : first + len(indices)], (self.inputs, self.targets))
         return tree_map(lambda t: t[indices.to(t.device)], (self.inputs, self.targets))
 
     def fingerprint(self) -> str:
