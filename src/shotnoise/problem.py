@@ -235,9 +235,9 @@ class Problem:
     @property
     def _findings(self) -> examine.Findings:
         """Once per state of the model: which parameters have no layer rule that holds?"""
-        self._require_measurable()
         state = trust.state_of(self.model)
         if self._examined is None or self._examined[0] != state:
+            self._require_measurable()
             self._examined = (state, examine.examine(self._evaluation, self.samples))
         return self._examined[1]
 
