@@ -2,8 +2,8 @@
 
     python examples/noise_along_training.py [--figures docs/images]
 
-Trains a 64-64-32-10 network on the embedded digits with SGD, measures the noise after 0, 10, 100 and 1,000 steps, redraws
-real minibatches at each of these weights, and asserts what it shows.
+Trains a 64-64-32-10 network on the embedded digits with SGD, measures the noise after 0, 10, 100 and 1,000 steps,
+redraws real minibatches at each of these weights, and asserts what it shows.
 """
 
 import argparse
