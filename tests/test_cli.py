@@ -20,6 +20,10 @@ def make_problem():
     model = torch.nn.Linear(3, 1)
     return sn.Problem(model, "mse", torch.randn(40, 3), torch.randn(40, 1))
 
+def with_dropout():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 1), torch.nn.Dropout(0.5))
+    return sn.Problem(model, "mse", torch.randn(40, 3), torch.randn(40, 1))
+
 def something_else():
     return 42
 
@@ -127,6 +131,7 @@ def test_a_csv_table(run, tmp_path):
         (["--problem", "user_module:missing"], "has no function 'missing'"),
         (["--problem", "user_module:broken"], "has no function 'broken'"),
         (["--problem", "user_module:something_else"], "it returned int, expected a shotnoise.Problem"),
+        (["--problem", "user_module:with_dropout", "--batch-sizes", "8"], "Dropout '1' is in training mode"),
         (["--data", "digits", "--report", "/no/such/folder/report.html"], "does not exist"),
         (["--data", "digits", "--json", "."], "it is a directory"),
     ],

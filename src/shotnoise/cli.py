@@ -113,6 +113,7 @@ def _check(subject: Problem, plan: Plan, rule: SGD, steps: list[int]) -> None:
     check_measure(subject, plan.batch_sizes, plan.sampling, samples=plan.samples, top=plan.top)
     if plan.draws:
         check_draws(plan.draws)
+    subject.examine()
 
 
 @dataclass(frozen=True)

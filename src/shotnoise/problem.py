@@ -180,6 +180,10 @@ class Problem:
             batch = self._batch(evaluation, chunk)
             yield evaluate(evaluation, batch, chunk, findings.distrusted, with_gradient)
 
+    def examine(self) -> None:
+        """Raise now what a measurement would raise, from a few samples: a model that mixes samples, draws, fails."""
+        _ = self._findings
+
     @property
     def chunk_size(self) -> int:
         """Samples per backward pass: as asked, or so many that what a pass records stays within ACTIVATION_BYTES."""
