@@ -15,7 +15,7 @@ from shotnoise import losses as losses_module
 from shotnoise.errors import InputError
 from shotnoise.evaluation import Evaluation, gradient, quiet
 from shotnoise.named import Named, Sum, add, dot
-from shotnoise.per_sample import examine, finite, trust
+from shotnoise.per_sample import examination, finite, trust
 from shotnoise.per_sample.chunk import Chunk, evaluate
 from shotnoise.per_sample.explicit import elementary_kernels
 from shotnoise.samples import Batch, hash_tensors
@@ -63,7 +63,7 @@ class Problem:
         self.l2 = float(l2)
         self._chunk_size = chunk_size
         self._measurable: object = None  # the state of the model that was found so
-        self._examined: tuple[object, examine.Findings] | None = None
+        self._examined: tuple[object, examination.Findings] | None = None
         trust.require_usable(self.model)
 
     @property
@@ -233,16 +233,16 @@ class Problem:
         state = trust.state_of(self.model)
         if self._measurable != state:
             trust.require_usable(self.model)
-            examine.require_measurable(self._evaluation, self.samples)
+            examination.require_measurable(self._evaluation, self.samples)
             self._measurable = state
 
     @property
-    def _findings(self) -> examine.Findings:
+    def _findings(self) -> examination.Findings:
         """Once per state of the model: which parameters have no layer rule that holds?"""
         state = trust.state_of(self.model)
         if self._examined is None or self._examined[0] != state:
             self._require_measurable()
-            self._examined = (state, examine.examine(self._evaluation, self.samples))
+            self._examined = (state, examination.examine(self._evaluation, self.samples))
         return self._examined[1]
 
 

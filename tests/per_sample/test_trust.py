@@ -7,7 +7,7 @@ from torch import nn
 import slow_twin
 from model_cases import BY_NAME, CASES, Calls
 from shotnoise.errors import PerSampleGradientError
-from shotnoise.per_sample import examine, rules, trust
+from shotnoise.per_sample import examination, rules, trust
 from shotnoise.per_sample.chunk import BY_RULE
 from shotnoise.per_sample.structure import Dense, Lookup, Outer
 from shotnoise.problem import Problem
@@ -137,13 +137,13 @@ def test_nearly_zero_losses_keep_the_fast_path(scale):
 def test_losses_that_rounding_separates_are_asked_again_in_double_precision(monkeypatch):
     """Evaluated together or alone, a sum of large terms that cancel differs in single precision by more than 2 %."""
     asked = []
-    compare = examine.compare_with_alone
+    compare = examination.compare_with_alone
 
     def recorded(evaluation, samples):
         asked.append(evaluation.dtype)
         return compare(evaluation, samples)
 
-    monkeypatch.setattr(examine, "compare_with_alone", recorded)
+    monkeypatch.setattr(examination, "compare_with_alone", recorded)
     rounding = Calls(lambda self, x: self.a(x) + _single_precision_noise(x), a=nn.Linear(3, 1))
     problem = Problem(rounding, lambda out, y: 1e-6 * out[:, 0], torch.randn(6, 3), torch.zeros(6))
     (chunk,) = problem.passes()
