@@ -9,6 +9,7 @@ from scipy import stats
 import shotnoise as sn
 from shotnoise.measure.estimate import Estimates, Products, estimate
 from shotnoise.measure.moments import of_sample
+from shotnoise.measure.products import sampled_parameter_variance
 
 ALARM = 1e-4
 UNBIASED = ["loss", "gradient_norm_sq", "second_moment_trace", "noise_trace"]
@@ -248,3 +249,13 @@ def test_parameter_variance_of_a_budget(scheme):
     share = 1 if scheme is None else 1 - 24 / 60  # what is seen here has the factor of the finite data in it
     ratio = honesty(values, stderr) * share
     assert ((ratio > 0.5) & (ratio < 2)).all(), ratio
+
+
+def test_the_error_of_a_sampled_parameter_variance_shrinks_with_what_is_left_unseen():
+    problem, some = CASES[0].problem(n=60), torch.arange(0, 60, 2)[:24]
+    unlimited, finite, seen = (sampled_parameter_variance(problem, some, n) for n in (None, 60, 24))
+    for name in problem.parameters:
+        (v, e), (v60, e60), (_, nothing) = ((x[name] for x in found) for found in (unlimited, finite, seen))
+        torch.testing.assert_close(v60, v * 59 / 60)
+        torch.testing.assert_close(e60, e * 59 / 60 * (1 - 24 / 60) ** 0.5)
+        assert bool((e > 0).all()) and bool((nothing == 0).all())

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shotnoise.errors import NonFiniteError
 from shotnoise.measure.estimate import Array, Products
 from shotnoise.named import Named, Sum, add, dot
+from shotnoise.per_sample.finite import not_finite
 from shotnoise.problem import Chunk, Problem
 
 Progress = Callable[[int, int], None]  # (samples done, samples in all)
@@ -105,10 +105,7 @@ def layer_norms(problem: Problem, chunk: Chunk) -> Array:
     bad = (~torch.isfinite(norms)).nonzero()
     if len(bad):
         sample, layer = int(chunk.indices[int(bad[0, 0])]), list(problem.layers)[int(bad[0, 1])]
-        raise NonFiniteError(
-            f"the gradient of sample {sample} in layer {layer!r} is NaN or infinite although its loss is finite; "
-            "look for a square root, division or power at zero there, or for overflow in single precision"
-        )
+        raise not_finite(sample, layer)
     return norms.double().cpu().numpy()
 
 

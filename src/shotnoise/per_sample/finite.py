@@ -33,12 +33,16 @@ def require_gradients(per_sample: Mapping[str, PerSample], summed: Mapping[str, 
     for name, gradients in per_sample.items():
         bad = (~torch.isfinite(gradients.squared_norms())).nonzero()
         if len(bad):
-            raise NonFiniteError(
-                f"the gradient of sample {int(indices[int(bad[0])])} in layer {layer_of(name)!r} is NaN or infinite "
-                "although its loss is finite; look for a square root, division or power at zero there, or for "
-                "overflow in single precision"
-            )
+            raise not_finite(int(indices[int(bad[0])]), layer_of(name))
     require_sums(summed, "gradient")
+
+
+def not_finite(sample: int, layer: str) -> NonFiniteError:
+    """The error for a sample whose gradient is not finite in this layer."""
+    return NonFiniteError(
+        f"the gradient of sample {sample} in layer {layer!r} is NaN or infinite although its loss is finite; "
+        "look for a square root, division or power at zero there, or for overflow in single precision"
+    )
 
 
 def require_sums(summed: Mapping[str, Tensor], what: str) -> None:
