@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 Named = dict[str, Tensor]
+ROW = 1024
 
 
 def add(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Named:
@@ -15,6 +16,15 @@ def add(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Named:
 def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:
     """The inner product, a 0-d tensor."""
     return torch.stack([torch.dot(a[name].reshape(-1), b[name].reshape(-1)) for name in a]).sum()
+
+
+def square(tensor: Tensor) -> float:
+    """||tensor||^2, rounded like a sum of a thousand numbers: one running sum of millions loses digits in float32."""
+    flat = tensor.reshape(-1)
+    rows = flat[: flat.numel() // ROW * ROW].view(-1, ROW)
+    rest = flat[rows.numel() :]
+    by_row = torch.cat([torch.linalg.vector_norm(rows, dim=1), torch.linalg.vector_norm(rest).reshape(1)])
+    return float(by_row.double().square().sum())
 
 
 class Sum:

@@ -167,18 +167,25 @@ class Problem:
         return {name: g + self.l2 * vector[name] for name, g in product.items()}
 
     def passes(
-        self, indices: Tensor | None = None, *, with_gradient: bool = True, at_most: int | None = None
+        self,
+        indices: Tensor | None = None,
+        *,
+        with_gradient: bool = True,
+        at_most: int | None = None,
+        check: bool = True,
     ) -> Iterator[Chunk]:
         """One forward and backward pass over the samples, chunk by chunk; see `Chunk`.
 
         with_gradient=False leaves `Chunk.gradient` empty and saves about a third of the work; at_most bounds the
-        number of samples per chunk.
+        number of samples per chunk. check=False is for who looks at all norms and at the norm of the sum anyway: it
+        leaves out the search for gradients that are not finite.
         """
-        findings, size = self._findings, self.chunk_size
+        findings = self._findings
+        size = self._chunk_size_for(findings)
         evaluation = self._evaluation()
         for chunk in self.chunks(indices, min(size, at_most or size)):
             batch = self._batch(evaluation, chunk)
-            yield evaluate(evaluation, batch, chunk, findings.distrusted, with_gradient)
+            yield evaluate(evaluation, batch, chunk, findings.distrusted, with_gradient, check)
 
     def examine(self) -> None:
         """Raise now what a measurement would raise, from a few samples: a model that mixes samples, draws, fails."""
@@ -187,9 +194,7 @@ class Problem:
     @property
     def chunk_size(self) -> int:
         """Samples per backward pass: as asked, or so many that what a pass records stays within ACTIVATION_BYTES."""
-        if self._chunk_size is not None:
-            return self._chunk_size
-        return min(LARGEST_CHUNK, max(1, ACTIVATION_BYTES // max(1, self._findings.bytes_per_sample)))
+        return self._chunk_size or self._chunk_size_for(self._findings)
 
     def chunks(self, indices: Tensor | None, size: int) -> Iterator[Tensor]:
         """The indices (default: all) in pieces of at most `size`."""
@@ -213,6 +218,10 @@ class Problem:
         parameters = self.parameters
         pieces = vector.split([p.numel() for p in parameters.values()])
         return {name: piece.view(p.shape) for (name, p), piece in zip(parameters.items(), pieces, strict=True)}
+
+    def _chunk_size_for(self, findings: examination.Findings) -> int:
+        fitting = ACTIVATION_BYTES // max(1, findings.bytes_per_sample)
+        return self._chunk_size or min(LARGEST_CHUNK, max(1, fitting))
 
     def _require_vector(self, vector: Mapping[str, Tensor]) -> Named:
         """Copies of the vector's tensors, which may have been made in inference mode."""

@@ -4,7 +4,7 @@ Results by layer are float64 arrays whose last column is all layers together. Th
 to every g_i, where it belongs to the loss; it cancels in the noise.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from shotnoise.measure.estimate import Array, Products
-from shotnoise.named import Named, Sum, add, dot
-from shotnoise.per_sample.finite import not_finite
+from shotnoise.named import Named, Sum, add, dot, square
+from shotnoise.per_sample.finite import not_finite, require_sums
 from shotnoise.problem import Chunk, Problem
 
 Progress = Callable[[int, int], None]  # (samples done, samples in all)
+Layers = Mapping[str, Sequence[str]]  # layer name -> its parameters
 PAIR_CHUNK = 512  # samples whose mutual inner products are looked at
 
 
@@ -42,21 +43,23 @@ class Sampled:
 
 def of_all(problem: Problem, progress: Progress | None = None) -> Moments:
     """The moments of all samples from one forward and backward pass over the data."""
-    loss, norms, gradient, paths = 0.0, np.zeros(len(problem.layers)), Sum(), dict[str, str]()
-    for chunk in _followed(problem.passes(), problem.n, progress):
+    layers = problem.layers
+    loss, norms, gradient, paths = 0.0, np.zeros(len(layers)), Sum(), dict[str, str]()
+    for chunk in _followed(problem.passes(check=False), problem.n, progress):
         loss += float(chunk.losses.double().sum())
-        norms += layer_norms(problem, chunk).sum(0)
+        norms += layer_norms(layers, chunk).sum(0)
         gradient.add(chunk.gradient)
         paths |= chunk.paths
-    square = layer_dots(problem, gradient.total, gradient.total) / problem.n**2
-    noise = np.maximum(norms / problem.n - square, 0)
+    squares = layer_squares(layers, gradient.total) / problem.n**2
+    if not np.isfinite(squares).all():
+        require_sums(gradient.total, "gradient")
+    noise = np.maximum(norms / problem.n - squares, 0)
     if problem.l2:
-        mean = add(gradient.over(problem.n), problem.penalty_gradient)
-        square = layer_dots(problem, mean, mean)
+        squares = layer_squares(layers, add(gradient.over(problem.n), problem.penalty_gradient))
     return Moments(
         loss=loss / problem.n + problem.penalty,
-        gradient_norm_sq=with_total(square),
-        second_moment=with_total(noise + square),
+        gradient_norm_sq=with_total(squares),
+        second_moment=with_total(noise + squares),
         noise_trace=with_total(noise),
         paths=paths,
     )
@@ -64,7 +67,7 @@ def of_all(problem: Problem, progress: Progress | None = None) -> Moments:
 
 def of_sample(problem: Problem, indices: Tensor, population: int | None, progress: Progress | None = None) -> Sampled:
     """Two passes over the samples `indices`: for the mean gradient, then for the products with it."""
-    m = len(indices)
+    m, layers = len(indices), problem.layers
     counted = None if progress is None else lambda done, total: progress(done, 2 * total)
     counted_on = None if progress is None else lambda done, total: progress(total + done, 2 * total)
     losses, gradient, paths = [], Sum(), dict[str, str]()
@@ -74,16 +77,16 @@ def of_sample(problem: Problem, indices: Tensor, population: int | None, progres
         paths |= chunk.paths
     shift = problem.penalty_gradient
     mean = add(gradient.over(m), shift)
-    norms, along, pairs = [], [], _PairMoments(len(problem.layers) + 1)
+    norms, along, pairs = [], [], _PairMoments(len(layers) + 1)
     later = problem.passes(indices, with_gradient=False, at_most=PAIR_CHUNK)
     for chunk in _followed(later, m, counted_on):
-        chunk_norms = layer_norms(problem, chunk)
-        chunk_along = _along(problem, chunk, mean) + layer_dots(problem, shift, mean)
+        chunk_norms = layer_norms(layers, chunk)
+        chunk_along = _along(layers, chunk, mean) + layer_dots(layers, shift, mean)
         if problem.l2:
-            chunk_norms += 2 * _along(problem, chunk, shift) + layer_dots(problem, shift, shift)
+            chunk_norms += 2 * _along(layers, chunk, shift) + layer_squares(layers, shift)
         norms.append(chunk_norms)
         along.append(chunk_along)
-        pairs.add(layer_grams(problem, chunk))
+        pairs.add(layer_grams(layers, chunk))
     trace_squared, trace_cubed = pairs.traces()
     products = Products(
         with_total(np.concatenate(norms)),
@@ -95,33 +98,37 @@ def of_sample(problem: Problem, indices: Tensor, population: int | None, progres
     return Sampled(torch.cat(losses).numpy() + problem.penalty, products, paths)
 
 
-def layer_norms(problem: Problem, chunk: Chunk) -> Array:
+def layer_norms(layers: Layers, chunk: Chunk) -> Array:
     """||g_i||^2 of the data part by layer, (m, layers). Raises NonFiniteError naming the sample and the layer."""
     columns = [
         torch.stack([chunk.per_sample[name].squared_norms() for name in names]).sum(0)
-        for names in problem.layers.values()
+        for names in layers.values()
     ]
     norms = torch.stack(columns, 1)
     bad = (~torch.isfinite(norms)).nonzero()
     if len(bad):
-        sample, layer = int(chunk.indices[int(bad[0, 0])]), list(problem.layers)[int(bad[0, 1])]
+        sample, layer = int(chunk.indices[int(bad[0, 0])]), list(layers)[int(bad[0, 1])]
         raise not_finite(sample, layer)
     return norms.double().cpu().numpy()
 
 
-def layer_grams(problem: Problem, chunk: Chunk) -> Iterator[Tensor]:
+def layer_grams(layers: Layers, chunk: Chunk) -> Iterator[Tensor]:
     """g_i . g_j of the data part by layer, one (m, m) matrix after the other."""
-    for names in problem.layers.values():
+    for names in layers.values():
         total = chunk.per_sample[names[0]].gram()
         for name in names[1:]:
             total += chunk.per_sample[name].gram()
         yield total
 
 
-def layer_dots(problem: Problem, a: Named, b: Named) -> Array:
+def layer_dots(layers: Layers, a: Named, b: Named) -> Array:
     """a . b by layer, (layers,)."""
-    layers = problem.layers.values()
-    return np.array([float(dot({n: a[n] for n in names}, {n: b[n] for n in names})) for names in layers])
+    return np.array([float(dot({n: a[n] for n in names}, {n: b[n] for n in names})) for names in layers.values()])
+
+
+def layer_squares(layers: Layers, vector: Named) -> Array:
+    """||vector||^2 by layer, (layers,)."""
+    return np.array([sum(square(vector[name]) for name in names) for names in layers.values()])
 
 
 def with_total(by_layer: Array) -> Array:
@@ -162,10 +169,10 @@ def _of_differences(gram: Tensor) -> Tensor:
     return difference.fill_diagonal_(0)
 
 
-def _along(problem: Problem, chunk: Chunk, direction: Named) -> Array:
+def _along(layers: Layers, chunk: Chunk, direction: Named) -> Array:
     columns = [
         torch.stack([chunk.per_sample[name].dot(direction[name]) for name in names]).sum(0)
-        for names in problem.layers.values()
+        for names in layers.values()
     ]
     return torch.stack(columns, 1).double().cpu().numpy()
 

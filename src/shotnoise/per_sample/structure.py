@@ -70,7 +70,7 @@ class Outer:
     def squared_norms(self) -> Tensor:
         if self.is_flat:
             a, d = self.flat
-            return torch.linalg.vecdot(a, a) * torch.linalg.vecdot(d, d)
+            return _square_rows(a) * _square_rows(d)
         inputs, outputs, positions = self.row_length, self.d.shape[2], self.positions
         norms = self.d.new_empty(len(self.d))
         # Either the products of positions (T x T) or the gradients themselves (O x I), whichever is less work.
@@ -172,7 +172,7 @@ class Dense:
         return self.g.flatten(1)
 
     def squared_norms(self) -> Tensor:
-        return self.matrix.square().sum(1)
+        return _square_rows(self.matrix)
 
     def rows(self, start: int, stop: int) -> Tensor:
         return self.g[:, start:stop].flatten(2) if self.g.ndim > 2 else self.g[:, start:stop, None]
@@ -306,6 +306,11 @@ def _merge(parts: Sequence[Part]) -> list[Part]:
 def _join(parts: Sequence[Outer]) -> Outer:
     inputs = [p.a.reshape(len(p.d), p.groups, p.row_length, p.positions) for p in parts]
     return Outer(torch.cat(inputs, 3), torch.cat([p.d for p in parts], 3))
+
+
+def _square_rows(matrix: Tensor) -> Tensor:
+    """The squared norm of each row; twice as fast as products of the rows with themselves."""
+    return torch.linalg.vector_norm(matrix, dim=1).square()
 
 
 def _as_rows(tensor: Tensor) -> Tensor:
