@@ -14,13 +14,13 @@ SOURCE = ROOT / "src" / "shotnoise"
 # A module may import from its own level and from those above it in this list.
 LEVELS = [
     ["errors"],
-    ["files", "named", "random_state", "sampling", "losses"],
+    ["files", "named", "random_state", "sampling", "schedules", "losses"],
     ["samples"],
     ["evaluation"],
     ["per_sample"],
     ["problem"],
-    ["results", "datasets"],
-    ["compare", "measure", "models", "training"],
+    ["results", "datasets", "population", "rules"],
+    ["compare", "measure", "models", "simulate", "training"],
     ["show"],
     ["cli"],
 ]

@@ -4,8 +4,9 @@ Evaluation happens on detached views of the parameters and clones of the buffers
 one forward pass, so neither gradients nor hooks on parameters nor running statistics of the user are ever touched.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,17 +37,28 @@ class Evaluation:
         self, inputs: Batch, targets: Batch, leaves: Mapping[str, Tensor] | None = None, *, checked: bool = True
     ) -> Tensor:
         """The data losses (m,), at other `leaves` if given. checked=False leaves out what looks at values."""
+
+        def loss_of(outputs: Any) -> Tensor:
+            if checked:
+                self.loss.check(outputs, targets)
+            return self.loss.per_sample(outputs, targets)
+
+        values = self._evaluate(inputs, leaves, loss_of)
+        return require_per_sample(values, len(tree_leaves(inputs)[0]), self.loss.name)
+
+    def outputs(self, inputs: Batch, leaves: Mapping[str, Tensor] | None = None) -> Any:
+        """What the model gives for these inputs."""
+        return self._evaluate(inputs, leaves, lambda outputs: outputs)
+
+    def _evaluate(self, inputs: Batch, leaves: Mapping[str, Tensor] | None, function: Callable[[Any], Any]) -> Any:
+        """A function of the outputs, evaluated before the model is back in its own state."""
         buffers = {name: self.cast(b.clone()) for name, b in self.model.named_buffers()}
         state = buffers | self.constants | dict(self.leaves if leaves is None else leaves)
         inputs = tree_map(Tensor.clone, inputs)  # the model may work on them in place
         args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
         args = args if isinstance(args, tuple) else (args,)
         with _preserved_attributes(self.model):
-            outputs = torch.func.functional_call(self.model, state, args, kwargs)
-            if checked:
-                self.loss.check(outputs, targets)
-            values = self.loss.per_sample(outputs, targets)
-        return require_per_sample(values, len(tree_leaves(inputs)[0]), self.loss.name)
+            return function(torch.func.functional_call(self.model, state, args, kwargs))
 
     def place(self, batch: tuple[Batch, Batch]) -> tuple[Batch, Batch]:
         """Inputs and targets on the model's device, in this precision."""

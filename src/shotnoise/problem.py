@@ -196,6 +196,11 @@ class Problem:
         """Samples per backward pass: as asked, or so many that what a pass records stays within ACTIVATION_BYTES."""
         return self._chunk_size or self._chunk_size_for(self._findings)
 
+    @property
+    def bytes_per_sample(self) -> int:
+        """What one pass records of one sample, a measure of its activations."""
+        return self._findings.bytes_per_sample
+
     def chunks(self, indices: Tensor | None, size: int) -> Iterator[Tensor]:
         """The indices (default: all) in pieces of at most `size`."""
         if indices is None:

@@ -47,19 +47,59 @@ GLOSSARY: dict[str, tuple[str, str]] = {
     "noise_effective_rank": ("participation ratio of the noise eigenvalues", ""),
     "parameter_noise_variance": ("variance over samples of a gradient entry", ""),
     "hessian_noise_scale": ("curvature-weighted noise scale Tr(H Sigma) / g^T H g", "samples"),
+    "gradient_variance": ("variance of the minibatch gradient over runs", ""),
+    "full_gradient_variance": ("variance of the full gradient over runs", ""),
+    "minibatch_loss": ("loss of the minibatch", ""),
+    "gradient_norm": ("norm of the full gradient", ""),
+    "minibatch_gradient_norm": ("norm of the minibatch gradient", ""),
+    "gradient_cosine": ("cosine between successive minibatch gradients", ""),
+    "accuracy": ("share of the training data classified right", ""),
+    "weights": ("weights", ""),
+    "loss_change": ("change of the full loss by one update on a redrawn batch", ""),
+    "divergence_step": ("step at which the run diverged (-1: never)", "steps"),
+    "runs_excluded": ("runs diverged at or before this step", "runs"),
+    "pairs": ("pairs of runs compared", "runs"),
+}
+
+# What follows the name of a quantity, and what it makes of its meaning.
+SUFFIXES = {
+    "_stderr": "{}, standard error",
+    "_variance": "{}, variance over runs",
+    "_quantile": "{}, quantiles over runs",
+    "_difference": "{}, difference between paired runs",
+    "_top_share": "{}, share that the largest 1 % of runs carry",
 }
 
 
 def dataset(variables: Mapping[str, Any], coordinates: Mapping[str, Any], attributes: Mapping[str, Any]) -> xr.Dataset:
     """A result whose variables carry their meaning and unit from the glossary."""
-    result = xr.Dataset(dict(variables), dict(coordinates), dict(attributes))
+    return describe(xr.Dataset(dict(variables), dict(coordinates), dict(attributes)))
+
+
+def describe(result: xr.Dataset) -> xr.Dataset:
+    """`result` with a meaning and a unit on every variable: those of the glossary, or the bare name of a user's own."""
     for name, variable in result.data_vars.items():
-        base = str(name).removesuffix("_stderr").removeprefix("layer_")
-        meaning, unit = GLOSSARY[base]
-        by_layer = ", by layer" if str(name).startswith("layer_") else ""
-        error = ", standard error" if str(name).endswith("_stderr") else ""
-        variable.attrs |= {"long_name": meaning + by_layer + error, "units": unit}
+        meaning, unit = meaning_of(str(name))
+        variable.attrs |= {"long_name": meaning, "units": unit}
     return result
+
+
+def meaning_of(name: str) -> tuple[str, str]:
+    """Meaning and unit of a variable.
+
+    >>> meaning_of("loss_stderr")
+    ('mean training loss, standard error', '')
+    """
+    if name in GLOSSARY:
+        return GLOSSARY[name]
+    for suffix, words in SUFFIXES.items():
+        if name.endswith(suffix):
+            meaning, unit = meaning_of(name.removesuffix(suffix))
+            return words.format(meaning), unit
+    if name.startswith("layer_"):
+        meaning, unit = meaning_of(name.removeprefix("layer_"))
+        return f"{meaning}, by layer", unit
+    return name, ""
 
 
 def provenance(problem: Problem) -> dict[str, Any]:

@@ -5,10 +5,15 @@ For per-sample gradients g_1 .. g_n with covariance Sigma (divisor n), the mean 
     kappa(b, n) Tr Sigma,    kappa = 1/b  drawn with replacement,   (n - b) / (b (n - 1))  without,
 
 the second vanishing at b = n, where the batch is the whole data set (and 0 by convention for n = 1).
+
+Batches are drawn for many runs at once, each from its own stream of random numbers: what one run gets depends on its
+stream alone, not on the other runs and not on how many steps are drawn together.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +21,11 @@ from numpy.typing import NDArray
 from shotnoise.errors import InputError
 
 Indices = NDArray[np.int64]
+Draws = Callable[[int], Indices]  # steps -> the next batches of every run, (runs, steps, batch_size)
+Streams = Sequence[np.random.Generator]
+AHEAD = 64  # batches that `batches` draws at a time
+SORTED_INSERTION = 100  # samples in a batch up to which drawing them side by side for many batches is the faster way
+TILE = 8192  # batches drawn side by side: what stays in a core's cache
 
 
 @dataclass(frozen=True)
@@ -31,11 +41,27 @@ class Sampling:
         raise NotImplementedError
 
     def batches(self, batch_size: int, n: int, rng: np.random.Generator) -> Iterator[Indices]:
-        """Endless batches of sample indices, each an int64 array of shape (batch_size,)."""
-        self.check(batch_size, n)
-        return self._draw(batch_size, n, rng)
+        """Endless batches of sample indices, each an int64 array of shape (batch_size,).
 
-    def _draw(self, batch_size: int, n: int, rng: np.random.Generator) -> Iterator[Indices]:
+        Those that `draws` gives to a run with this stream. The generator is read ahead of the batch in hand.
+        """
+        take = self.draws(batch_size, n, [rng])
+        return (batch for _ in iter(int, 1) for batch in take(AHEAD)[0])
+
+    def draws(self, batch_size: int, n: int, streams: Streams, width: int | None = None) -> Draws:
+        """A function that gives the next batches of every run, one stream per run.
+
+        width: draw so many samples at each step and use the first batch_size of them, so that runs with the same
+        streams and several batch sizes share their samples. Raises InputError for a batch that cannot be drawn.
+        """
+        width = batch_size if width is None else width
+        self.check(batch_size, n)
+        self.check(width, n)
+        if width < batch_size:
+            raise InputError(f"width={width} samples per step are too few for batch_size={batch_size}")
+        return self._draws(batch_size, n, streams, width)
+
+    def _draws(self, batch_size: int, n: int, streams: Streams, width: int) -> Draws:
         raise NotImplementedError
 
     def check(self, batch_size: int, n: int | None) -> None:
@@ -67,9 +93,14 @@ class WithReplacement(Sampling):
         self.check(batch_size, n)
         return 1 / batch_size
 
-    def _draw(self, batch_size: int, n: int, rng: np.random.Generator) -> Iterator[Indices]:
-        while True:
-            yield rng.integers(n, size=batch_size)
+    def _draws(self, batch_size: int, n: int, streams: Streams, width: int) -> Draws:
+        def take(steps: int) -> Indices:
+            drawn = np.empty((len(streams), steps, width), np.int64)
+            for own, rng in zip(drawn, streams, strict=True):
+                own[:] = rng.integers(n, size=(steps, width))
+            return drawn[:, :, :batch_size]
+
+        return take
 
 
 @dataclass(frozen=True)
@@ -99,9 +130,17 @@ class WithoutReplacement(_Subset):
     (0.16666666666666666, 0.0)
     """
 
-    def _draw(self, batch_size: int, n: int, rng: np.random.Generator) -> Iterator[Indices]:
-        while True:
-            yield rng.choice(n, size=batch_size, replace=False, shuffle=False)
+    def _draws(self, batch_size: int, n: int, streams: Streams, width: int) -> Draws:
+        def take(steps: int) -> Indices:
+            if width > SORTED_INSERTION:
+                drawn = [[rng.choice(n, size=width, replace=False) for _ in range(steps)] for rng in streams]
+                return np.array(drawn, np.int64).reshape(len(streams), steps, width)[:, :, :batch_size]
+            uniform = np.empty((len(streams), steps, width))
+            for own, rng in zip(uniform, streams, strict=True):
+                rng.random(out=own)
+            return distinct(uniform.reshape(-1, width), n).reshape(uniform.shape)[:, :, :batch_size]
+
+        return take
 
 
 @dataclass(frozen=True)
@@ -113,9 +152,8 @@ class ReshuffledEpochs(_Subset):
     the earlier batches of the epoch: there kappa no longer gives the variance.
     """
 
-    def _draw(self, batch_size: int, n: int, rng: np.random.Generator) -> Iterator[Indices]:
-        while True:
-            yield from _cut(rng.permutation(n), batch_size)
+    def _draws(self, batch_size: int, n: int, streams: Streams, width: int) -> Draws:
+        return _Orders(batch_size, n, [partial(rng.permutation, n) for rng in streams])
 
 
 @dataclass(frozen=True)
@@ -126,10 +164,9 @@ class CyclicEpochs(_Subset):
     training is deterministic and its variance is 0.
     """
 
-    def _draw(self, batch_size: int, n: int, rng: np.random.Generator) -> Iterator[Indices]:
-        order = rng.permutation(n)
-        while True:
-            yield from _cut(order, batch_size)
+    def _draws(self, batch_size: int, n: int, streams: Streams, width: int) -> Draws:
+        orders = [rng.permutation(n) for rng in streams]
+        return _Orders(batch_size, n, [partial(np.asarray, order) for order in orders])
 
 
 @dataclass(frozen=True)
@@ -137,7 +174,7 @@ class Online(Sampling):
     """Fresh samples from an unlimited population at every step: kappa = 1/b, Sigma that of the population.
 
     A data set in hand is then itself a sample: `measure` returns unbiased estimates for the population, with
-    standard errors. Batches can only be drawn from a population, so `batches` refuses.
+    standard errors. Batches can only be drawn from a population, so `batches` and `draws` refuse.
 
     >>> Online().variance_factor(4, None)
     0.25
@@ -147,7 +184,7 @@ class Online(Sampling):
         self.check(batch_size, n)
         return 1 / batch_size
 
-    def batches(self, batch_size: int, n: int, rng: np.random.Generator) -> Iterator[Indices]:
+    def _draws(self, batch_size: int, n: int, streams: Streams, width: int) -> Draws:
         raise InputError(
             f"Online() draws fresh samples from a population, not from the n={n} samples of a data set; "
             "use WithReplacement() to redraw from the data"
@@ -163,9 +200,66 @@ SCHEMES: dict[str, type[Sampling]] = {
 }
 
 
-def _cut(order: Indices, batch_size: int) -> Iterator[Indices]:
-    for start in range(0, len(order) - batch_size + 1, batch_size):
-        yield order[start : start + batch_size]
+def distinct(uniform: NDArray[np.float64], n: int) -> Indices:
+    """Ordered samples without repetition from uniform numbers in [0, 1): (batches, b) of either.
+
+    The j-th of a batch is drawn from the n - j samples that are left, counted past those taken before, which are kept
+    sorted: O(b^2) operations, each on many batches at once, and nothing of size n. Every ordered sample has
+    the same probability up to n 2^-53.
+
+    >>> distinct(np.array([[0.0, 0.0, 0.0], [0.99, 0.5, 0.0]]), 4).tolist()
+    [[0, 1, 2], [3, 1, 0]]
+    """
+    batches, b = uniform.shape
+    small = np.uint16 if n < 2**16 else np.uint32 if n < 2**32 else np.uint64
+    drawn = np.empty((b, batches), small)
+    for start in range(0, batches, TILE):
+        tile = slice(start, start + TILE)
+        taken = drawn[:, tile]
+        np.multiply(uniform[tile].T, np.arange(n, n - b, -1)[:, None], out=taken, casting="unsafe")
+        _count_past(taken)
+    return drawn.T.astype(np.int64)
+
+
+def _count_past(ranks: NDArray[Any]) -> None:
+    """From ranks among those left to samples, in place; ranks (b, batches)."""
+    before = np.empty_like(ranks)  # row i: the i-th smallest sample taken so far
+    spare = np.empty_like(ranks[0])
+    for j, rank in enumerate(ranks):
+        for smaller in before[:j]:
+            rank += rank >= smaller
+        larger = rank.copy()
+        for smaller in before[:j]:
+            np.minimum(smaller, larger, out=spare)
+            np.maximum(smaller, larger, out=larger)
+            smaller[:] = spare
+        before[j] = larger
+
+
+class _Orders:
+    """Batches cut from one order after the other of every run."""
+
+    def __init__(self, batch_size: int, n: int, orders: Sequence[Callable[[], Indices]]) -> None:
+        self.batch_size, self.per_epoch = batch_size, n // batch_size
+        self.orders, self.used = orders, self.per_epoch
+        self.current = np.empty((len(orders), self.per_epoch, batch_size), np.int64)
+
+    def __call__(self, steps: int) -> Indices:
+        drawn = np.empty((len(self.orders), steps, self.batch_size), np.int64)
+        done = 0
+        while done < steps:
+            if self.used == self.per_epoch:
+                self._next_epoch()
+            some = min(steps - done, self.per_epoch - self.used)
+            drawn[:, done : done + some] = self.current[:, self.used : self.used + some]
+            done, self.used = done + some, self.used + some
+        return drawn
+
+    def _next_epoch(self) -> None:
+        kept = self.per_epoch * self.batch_size
+        for own, order in zip(self.current, self.orders, strict=True):
+            own[:] = order()[:kept].reshape(own.shape)
+        self.used = 0
 
 
 def _whole_batch_size(batch_size: int) -> None:

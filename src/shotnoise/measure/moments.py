@@ -101,8 +101,7 @@ def of_sample(problem: Problem, indices: Tensor, population: int | None, progres
 def layer_norms(layers: Layers, chunk: Chunk) -> Array:
     """||g_i||^2 of the data part by layer, (m, layers). Raises NonFiniteError naming the sample and the layer."""
     columns = [
-        torch.stack([chunk.per_sample[name].squared_norms() for name in names]).sum(0)
-        for names in layers.values()
+        torch.stack([chunk.per_sample[name].squared_norms() for name in names]).sum(0) for names in layers.values()
     ]
     norms = torch.stack(columns, 1)
     bad = (~torch.isfinite(norms)).nonzero()
@@ -171,8 +170,7 @@ def _of_differences(gram: Tensor) -> Tensor:
 
 def _along(layers: Layers, chunk: Chunk, direction: Named) -> Array:
     columns = [
-        torch.stack([chunk.per_sample[name].dot(direction[name]) for name in names]).sum(0)
-        for names in layers.values()
+        torch.stack([chunk.per_sample[name].dot(direction[name]) for name in names]).sum(0) for names in layers.values()
     ]
     return torch.stack(columns, 1).double().cpu().numpy()
 

@@ -1,0 +1,86 @@
+"""Any Dask scheduler: pieces go out as tasks, their records come back and are stored by the one who asked.
+
+Needs `dask.distributed` (the extra `cluster`), imported only here. A worker that dies loses the pieces that it had in
+hand; the scheduler gives them to others.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import cloudpickle
+
+from shotnoise.errors import InputError, ShotnoiseError
+from shotnoise.simulate.block import Content
+from shotnoise.simulate.plan import Plan
+from shotnoise.simulate.processes import compute
+
+PATIENCE = 10.0  # seconds to reach a scheduler
+AHEAD = 2  # tasks in flight per thread of the cluster
+Keep = Callable[[int, Content], None]
+
+
+def connect(scheduler: Any) -> tuple[Any, bool]:
+    """A `distributed.Client` for an address, and whether it is ours to close. Raises InputError if there is none."""
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise InputError(
+            "scheduler= needs dask.distributed, which is not installed; pip install 'shotnoise[cluster]'"
+        ) from error
+    if isinstance(scheduler, Client):
+        return scheduler, False
+    try:
+        return Client(scheduler, timeout=PATIENCE), True
+    except (OSError, TimeoutError, ValueError) as error:
+        raise InputError(
+            f"no Dask scheduler answers at {scheduler!r} within {PATIENCE:g} s ({error}); start one with "
+            "`dask scheduler`, or check address and firewall. Nothing was computed"
+        ) from error
+
+
+def run(plan: Plan, pieces: Iterable[int], scheduler: Any, claim: Callable[[int], bool], keep: Keep) -> None:
+    """Compute the pieces that can be claimed on the cluster and hand each to `keep` as it arrives."""
+    from distributed import as_completed
+
+    client, ours = connect(scheduler)
+    try:
+        payload = client.scatter(_Payload(cloudpickle.dumps(plan)), broadcast=True, hash=False)
+        waiting = iter(pieces)
+        flying: dict[str, int] = {}
+        finished = as_completed(raise_errors=False)
+
+        def launch() -> None:
+            for index in waiting:
+                if claim(index):
+                    future = client.submit(_remote, payload, index, pure=False, retries=2)
+                    flying[future.key] = index
+                    finished.add(future)
+                    return
+
+        for _ in range(AHEAD * max(1, sum(client.nthreads().values()))):
+            launch()
+        for future in finished:
+            index = flying.pop(future.key)
+            if future.status != "finished":
+                error = future.exception()
+                raise (
+                    error
+                    if isinstance(error, ShotnoiseError)
+                    else ShotnoiseError(f"piece {index} failed on the cluster: {type(error).__name__}: {error}")
+                )
+            keep(index, future.result())
+            launch()
+    finally:
+        if ours:
+            client.close()
+
+
+class _Payload:
+    """The plan as bytes, so that every task has a copy of its own: tasks of one worker may run side by side."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+
+def _remote(payload: _Payload, index: int) -> Content:
+    return compute(cloudpickle.loads(payload.content), index)

@@ -1,0 +1,86 @@
+"""Which engine takes a problem: the fastest whose gradients are those of plain autograd, seen on a few samples."""
+
+from collections.abc import Callable
+
+import torch
+
+from shotnoise.errors import InputError
+from shotnoise.problem import Problem
+from shotnoise.simulate.engines.dense import Dense, layers_of
+from shotnoise.simulate.engines.engine import Engine
+from shotnoise.simulate.engines.linear import LARGEST_RATIO, Linear, is_linear_regression
+from shotnoise.simulate.engines.stacked import OneByOne, Stacked
+
+TRIAL = 3  # samples
+
+
+def _linear(problem: Problem) -> Engine | str:
+    return Linear(problem) if is_linear_regression(problem) else "not a linear regression with one output"
+
+
+def _dense(problem: Problem) -> Engine | str:
+    layers = layers_of(problem)
+    return layers if isinstance(layers, str) else Dense(problem, layers)
+
+
+ENGINES: dict[str, Callable[[Problem], Engine | str]] = {
+    "linear": _linear,
+    "dense": _dense,
+    "stacked": Stacked,
+    "one-by-one": OneByOne,
+}
+
+
+def choose(problem: Problem, engine: str = "auto", batch_size: int = 1, online: bool = False) -> Engine:
+    """An engine by name, or the fastest that holds.
+
+    "linear" (linear regression on few data), "dense" (fully connected networks), "stacked" (any model that torch.func
+    takes), "one-by-one" (any model). online: batches come as samples, not as indices.
+    Raises InputError where the one asked for does not take this problem, and says why.
+    """
+    if engine != "auto":
+        return _named(problem, engine, online)
+    few = not online and problem.n <= LARGEST_RATIO * batch_size
+    for name in ENGINES:
+        if name == "linear" and not few:
+            continue
+        found = ENGINES[name](problem)
+        if not isinstance(found, str) and _holds(found, online) is None:
+            return found
+    raise InputError(f"no engine differentiates {type(problem.model).__name__}: {_holds(OneByOne(problem), online)}")
+
+
+def _named(problem: Problem, engine: str, online: bool) -> Engine:
+    if engine not in ENGINES:
+        raise InputError(f'engine={engine!r} is not known; use "auto" or one of {", ".join(map(repr, ENGINES))}')
+    if engine == "linear" and online:
+        raise InputError("engine='linear' works on the residuals of a data set; use 'dense' or 'auto' for a population")
+    found = ENGINES[engine](problem)
+    why = found if isinstance(found, str) else _holds(found, online)
+    if why is not None or isinstance(found, str):
+        raise InputError(f"engine={engine!r} does not take this problem: {why}; use engine='auto'")
+    return found
+
+
+def _holds(engine: Engine, online: bool) -> str | None:
+    """None if two runs on a few samples have the loss and gradient of plain autograd, else what is wrong."""
+    problem = engine.problem
+    indices = torch.arange(min(TRIAL, problem.n), device=problem.device).expand(2, -1)
+    weights = problem.flatten({name: p.detach() for name, p in problem.parameters.items()}).expand(2, -1).clone()
+    expected = problem.flatten(problem.gradient(indices[0].cpu()))
+    try:
+        batch = indices if not online else _samples(problem, indices)
+        _, gradients = engine.minibatch(weights, batch)
+    except Exception as error:  # whatever a user's model makes of being traced
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    difference = (gradients - expected).double().square().sum(1).max().sqrt()
+    scale = expected.double().norm() + torch.finfo(expected.dtype).eps
+    if not float(difference) <= torch.finfo(expected.dtype).eps ** 0.5 * float(scale):
+        return f"its gradient differs from that of autograd by {float(difference / scale):.1e} of its length"
+    return None
+
+
+def _samples(problem: Problem, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    inputs, targets = problem.samples.batch(indices.reshape(-1).cpu())
+    x, y = (t.to(problem.device).view(*indices.shape, *t.shape[1:]) for t in (inputs, targets))
+    return x, y

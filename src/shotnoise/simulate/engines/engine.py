@@ -1,0 +1,61 @@
+"""What an engine does: losses and gradients of R runs at once, at R different weights."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from shotnoise.problem import Problem
+
+Batch = Tensor | tuple[Tensor, Tensor]  # sample indices (R, b), or inputs and targets (R, b, ...)
+SAMPLES_BYTES = 16 * 2**20  # what the activations of one slice of the data may take in a full pass
+
+
+class Engine(ABC):
+    """R copies of a problem; weights and gradients are (R, P), rows flattened in the order of `Problem.parameters`.
+
+    Subclasses give the data part of the loss; the penalty is added here. Rows never influence each other.
+    """
+
+    key: str  # its name in `choice.ENGINES`
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem, self.l2 = problem, problem.l2
+
+    def minibatch(self, weights: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Loss (R,) and gradient (R, P) of each run on its own batch."""
+        losses, gradients = self._minibatch(weights, batch)
+        return self._penalised(weights, losses, gradients)
+
+    def full(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss (R,) and gradient (R, P) of each run on all the data."""
+        losses, gradients = self._full(weights)
+        return self._penalised(weights, losses, gradients)
+
+    def full_losses(self, weights: Tensor) -> Tensor:
+        """Loss (R,) of each run on all the data."""
+        losses = self._full_losses(weights)
+        return losses + 0.5 * self.l2 * weights.square().sum(1) if self.l2 else losses
+
+    @abstractmethod
+    def accuracies(self, weights: Tensor) -> Tensor:
+        """Share of all samples (R,) whose largest output is that of the target class."""
+
+    @abstractmethod
+    def _minibatch(self, weights: Tensor, batch: Batch) -> tuple[Tensor, Tensor]: ...
+
+    @abstractmethod
+    def _full(self, weights: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    @abstractmethod
+    def _full_losses(self, weights: Tensor) -> Tensor: ...
+
+    def _penalised(self, weights: Tensor, losses: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.l2:
+            return losses, gradients
+        return losses + 0.5 * self.l2 * weights.square().sum(1), gradients.add_(weights, alpha=self.l2)
+
+
+def hits(outputs: Tensor, targets: Tensor) -> Tensor:
+    """How many of the samples (R, m, classes) are classified right, (R,)."""
+    return (outputs.argmax(-1) == targets).sum(-1, dtype=torch.float64)

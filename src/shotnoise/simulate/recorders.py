@@ -1,0 +1,154 @@
+"""What is looked at on the way: built-in recorders by name, weights, redrawn steps, and functions of the user.
+
+A recorder gives one value per run (numbers or arrays), or a statistic over the runs of a block. It sees a
+`State`, never the clock or a global generator, so that a record depends on the run alone.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shotnoise.errors import InputError
+from shotnoise.problem import Problem
+from shotnoise.simulate.state import State
+from shotnoise.simulate.statistics import trace_variance
+
+Values = Tensor | dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """One quantity along the training.
+
+    observe: State -> (R, *shape) for one value per run; for a block statistic a dict of scalars by suffix.
+    shape: further axes of a value, by name. steps: at which steps, by default all recorded ones; a recorder with
+    steps of its own has an axis `<name>_step` instead of `step`.
+    """
+
+    name: str
+    observe: Callable[[State], Values]
+    per: Literal["run", "block"] = "run"
+    shape: Mapping[str, int] | None = None
+    steps: tuple[int, ...] | None = None
+    needs_full_gradient: bool = False
+    needs_before: bool = False
+    needs_classes: bool = False
+    redraws: int = 0
+
+    @property
+    def step_dimension(self) -> str:
+        return "step" if self.steps is None else f"{self.name}_step"
+
+
+def resolve(record: Sequence[Any] | Mapping[str, Any] | str, problem: Problem, steps: int) -> tuple[Recorder, ...]:
+    """Recorders from names, recorders, and functions of a `State` (named by themselves, or by a mapping's keys)."""
+    if isinstance(record, (str, Recorder)) or callable(record):
+        record = [record]
+    entries = record.items() if isinstance(record, Mapping) else [(None, entry) for entry in record]
+    found = tuple(_one(name, entry) for name, entry in entries)
+    names = [recorder.name for recorder in found]
+    if len(set(names)) < len(names):
+        raise InputError(f"record={names}: each name once")
+    for recorder in found:
+        _check(recorder, problem, steps)
+    return found
+
+
+def weights(
+    projection: NDArray[Any] | Tensor | None = None, *, steps: Sequence[int] | None = None, name: str = "weights"
+) -> Recorder:
+    """The weights themselves, (R, P), or their products (R, k) with the rows of a projection (k, P).
+
+    steps: at which steps, for weights are many numbers; default at all recorded steps.
+    """
+    own = None if steps is None else tuple(int(t) for t in steps)
+    if projection is None:
+        return Recorder(name, lambda state: state.weights, shape={"parameter": -1}, steps=own)
+    matrix = torch.as_tensor(np.asarray(projection))
+    if matrix.ndim != 2:
+        raise InputError(f"projection: a matrix (k, parameters) is needed, not {tuple(matrix.shape)}")
+
+    def projected(state: State) -> Tensor:
+        if matrix.shape[1] != state.weights.shape[1]:
+            raise InputError(f"projection has {matrix.shape[1]} columns for {state.weights.shape[1]} parameters")
+        return state.weights @ matrix.to(state.weights).T
+
+    return Recorder(name, projected, shape={f"{name}_component": len(matrix)}, steps=own)
+
+
+def loss_change(redraws: int = 1) -> Recorder:
+    """L(w') - L(w_t) of the full loss, for w' one update from w_t on each of `redraws` other batches: (R, redraws).
+
+    The batches are drawn for this alone, so the training is what it would be without; the rule's momentum is that of
+    the run. Costs `redraws` minibatch gradients and full losses per recorded step.
+    """
+    if redraws < 1:
+        raise InputError(f"redraws={redraws}: at least one")
+
+    def observe(state: State) -> Tensor:
+        return torch.stack([state.engine.full_losses(state.redraw()) - state.losses for _ in range(redraws)], 1)
+
+    return Recorder("loss_change", observe, shape={"redraw": redraws}, redraws=redraws)
+
+
+def _cosines(state: State) -> Tensor:
+    """Each gradient is normalised first: late norms are so small that their product would underflow."""
+    if state.before is None:
+        return torch.full_like(state.minibatch_losses, torch.nan)
+    now, then = (g / torch.linalg.vector_norm(g, dim=1, keepdim=True) for g in (state.gradients, state.before))
+    return torch.linalg.vecdot(now, then)
+
+
+def _norms(vectors: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(vectors, dim=1)
+
+
+NAMED: dict[str, Recorder] = {
+    r.name: r
+    for r in (
+        Recorder("loss", lambda s: s.losses),
+        Recorder("minibatch_loss", lambda s: s.minibatch_losses),
+        Recorder("gradient_norm", lambda s: _norms(s.full_gradients), needs_full_gradient=True),
+        Recorder("gradient_norm_sq", lambda s: _norms(s.full_gradients).square(), needs_full_gradient=True),
+        Recorder("minibatch_gradient_norm", lambda s: _norms(s.gradients)),
+        Recorder("gradient_cosine", _cosines, needs_before=True),
+        Recorder("accuracy", lambda s: s.accuracies, needs_classes=True),
+        Recorder("weights", lambda s: s.weights, shape={"parameter": -1}),
+        Recorder("gradient_variance", lambda s: trace_variance(s.gradients, s.alive), per="block"),
+        Recorder(
+            "full_gradient_variance",
+            lambda s: trace_variance(s.full_gradients, s.alive),
+            per="block",
+            needs_full_gradient=True,
+        ),
+    )
+}
+
+
+def _one(name: str | None, entry: Any) -> Recorder:
+    if isinstance(entry, Recorder):
+        return entry
+    if isinstance(entry, str):
+        if entry not in NAMED:
+            raise InputError(
+                f"record={entry!r} is not known; use one of {', '.join(NAMED)}, or a function of the state"
+            )
+        return NAMED[entry]
+    if callable(entry):
+        own = str(name or getattr(entry, "__name__", ""))
+        if not own.isidentifier() or own in NAMED:
+            raise InputError(f"a recorded function needs a name of its own: record={{'name': function}}; got {own!r}")
+        return Recorder(own, entry)
+    raise InputError(f"record: names, recorders or functions of the state, not {type(entry).__name__}")
+
+
+def _check(recorder: Recorder, problem: Problem, steps: int) -> None:
+    if recorder.needs_classes and problem.loss_name != "cross_entropy":
+        raise InputError(f"record={recorder.name!r} needs classes, and the loss is {problem.loss_name!r}")
+    if recorder.steps is not None and not all(0 <= t <= steps for t in recorder.steps):
+        raise InputError(f"{recorder.name}: steps {list(recorder.steps)} must lie between 0 and {steps}")
