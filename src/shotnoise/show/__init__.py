@@ -1,6 +1,7 @@
 """Figures, tables, sentences and a page from stored results. Nothing here measures anything."""
 
 from shotnoise.files import check_writable
+from shotnoise.show.ensembles import ensemble
 from shotnoise.show.figures import conditional_variance, figures, noise_share, spectrum
 from shotnoise.show.layers import layers
 from shotnoise.show.progress import ProgressReport, progress
@@ -14,6 +15,7 @@ __all__ = [
     "ProgressReport",
     "check_writable",
     "conditional_variance",
+    "ensemble",
     "figures",
     "house_style",
     "layers",

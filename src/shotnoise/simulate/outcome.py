@@ -132,8 +132,9 @@ def _summary_of(runs: xr.Dataset, name: str, quantiles: Sequence[float]) -> dict
     values = torch.from_numpy(np.ascontiguousarray(variable.transpose("run", ...).values, np.float64))
     part = {k: v.numpy() for k, v in moments(values, 1).items()}
     finite = np.where(np.isfinite(values.numpy()), values.numpy(), np.nan)
-    known = np.where(np.isfinite(finite).any(0), finite, 0.0)
-    at = np.moveaxis(np.nanquantile(known, quantiles, axis=0), 0, -1)
+    nowhere = np.isnan(finite).all(0)  # NumPy warns of a quantile of nothing
+    at = np.nanquantile(np.where(nowhere, 0.0, finite), quantiles, axis=0)
+    at = np.moveaxis(np.where(nowhere, np.nan, at), 0, -1)
     return _named(name, dims, part["count"], part["mean"], part["variance"], part["variance_stderr"], at)
 
 

@@ -117,7 +117,7 @@ class Plan:
 
     def configuration(self) -> dict[str, Any]:
         """What decides the numbers, as plain JSON: the identity of a store."""
-        problem = self.problem
+        problem, described = self.problem, [rule.describe(self.steps) for rule in self.rules]
         return {
             "problem": {
                 "model": type(problem.model).__name__,
@@ -129,7 +129,7 @@ class Plan:
                 "full_quantities": "all samples" if self.population is None else self.population.full_quantities,
                 **problem.fingerprints(),
             },
-            "optimizer": [rule.describe(self.steps) for rule in self.rules],
+            "optimizer": described[0] if len(described) == 1 else {str(i): rule for i, rule in enumerate(described)},
             "batch_size": list(self.batch_sizes),
             "steps": self.steps,
             "runs": self.runs,

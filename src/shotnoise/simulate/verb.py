@@ -130,7 +130,7 @@ def execute(
     if workers is not None and workers < 1:
         raise InputError(f"workers={workers}: at least one")
     log.info("%s", plan.sentence)
-    attributes = results.provenance(plan.problem) | _flat(plan.configuration())
+    attributes = results.provenance(plan.problem) | _flat(plan)
     if store is None:
         kept = InMemory(plan.layout)
         _carry_out(plan, kept, pieces, workers, scheduler, progress)
@@ -309,12 +309,10 @@ def _shard(layout: Layout, shard: tuple[int, int] | None) -> list[int]:
     return layout.shard(index - 1, count)
 
 
-def _flat(configuration: dict[str, Any]) -> dict[str, Any]:
-    """The configuration as attributes: what `provenance` has already is left out, the nested becomes text."""
-    plain = {k: v for k, v in configuration.items() if k not in ("problem", "recorded_steps", "batch_size", "record")}
-    optimizers = [", ".join(f"{k}={v}" for k, v in rule.items()) for rule in plain.pop("optimizer")]
-    plain["common_random_numbers"], plain["raw"] = int(plain["common_random_numbers"]), int(plain["raw"])
-    return plain | {
-        "optimizer_rule": "; ".join(optimizers),
-        "full_quantities": configuration["problem"]["full_quantities"],
-    }
+def _flat(plan: Plan) -> dict[str, Any]:
+    """The settings as attributes of a result: numbers and text, without what `provenance` has already."""
+    whole = plan.configuration()
+    kept = {k: whole[k] for k in ("steps", "runs", "initial", "sampling", "seed", "block", "engine")}
+    rules = "; ".join(repr(rule) for rule in plan.rules)
+    flags = {"common_random_numbers": int(plan.common_random_numbers), "raw": int(plan.raw)}
+    return kept | flags | {"optimizer_rule": rules, "full_quantities": whole["problem"]["full_quantities"]}
