@@ -12,12 +12,15 @@ import resource
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import numpy as np
 
 from shotnoise.simulate.layout import Field, Layout
 from shotnoise.simulate.store import Store
+from shotnoise.simulate.store import claims as store_claims
+from shotnoise.simulate.store.arrays import checksum
 
 FIELDS = {
     "loss": Field(("step",), "float32", "run"),
@@ -61,8 +64,6 @@ def fork(function, *arguments):
             function(*arguments)
             status = 0
         except BaseException:
-            import traceback
-
             traceback.print_exc()
         finally:
             os._exit(status)
@@ -95,21 +96,27 @@ def kill_on_the_way(path, seed, kills, record_first=False):
     return counts
 
 
-def compete(path, workers, claims=True):
-    """Workers start on a store that is not there yet. Returns the pieces in the order of computing, by process."""
+def compete(path, workers, protection="whole"):
+    """Workers start on a store that is not there yet. Returns the pieces in the order of computing, by process.
+
+    As broken twins the workers go "without guard" when they judge claims, or "without claims".
+    """
     log, (gate, opener) = Path(f"{path}.log"), os.pipe()
 
     def competitor():
         os.close(opener)
         os.read(gate, 1)  # until the gate is closed, so that all start at once
+        store_claims._read = slowed(store_claims._read)
+        if protection == "without guard":
+            store_claims.Claims.guard = lambda self: contextlib.nullcontext()
         with open_store(path) as store, open(log, "a", buffering=1) as lines:
-            if not claims:
+            if protection == "without claims":
                 store.claim = lambda piece: True
             for piece in store.missing():
                 if store.claim(piece):
                     lines.write(f"{os.getpid()} {piece}\n")
                     time.sleep(0.002)
-                    with contextlib.nullcontext() if claims else contextlib.suppress(ValueError):
+                    with contextlib.nullcontext() if protection == "whole" else contextlib.suppress(ValueError):
                         store.write(piece, content(piece))
 
     pids = [fork(competitor) for _ in range(workers)]
@@ -117,6 +124,17 @@ def compete(path, workers, claims=True):
     assert [status(pid) for pid in pids] == [0] * workers
     os.close(gate)
     return [list(map(int, line.split())) for line in log.read_text().splitlines()]
+
+
+def slowed(function):
+    """Time between looking and acting, in which others could act too."""
+
+    def slow(*arguments):
+        found = function(*arguments)
+        time.sleep(0.008)
+        return found
+
+    return slow
 
 
 def hold(path, pieces):
@@ -169,8 +187,6 @@ def _work_record_first(path):
     with open_store(path) as store:
         for piece in store.missing():
             where, values = LAYOUT.piece(piece), content(piece)
-            from shotnoise.simulate.store_arrays import checksum
-
             store._records.write(where, {name: checksum(values[name]) for name in values})
             store._arrays.write(where, values)
 

@@ -16,7 +16,8 @@ import xarray as xr
 
 import shotnoise as sn
 from shotnoise.simulate import processes
-from shotnoise.simulate.store_records import PIECES
+from shotnoise.simulate.store.arrays import Arrays
+from shotnoise.simulate.store.records import PIECES
 
 CASE = Path(__file__).with_name("ensemble_case.py")
 spec = importlib.util.spec_from_file_location("ensemble_case", CASE)
@@ -182,8 +183,6 @@ def test_damage_is_found_and_only_that_piece_is_computed_again(tmp_path, whole):
 
 def test_a_full_disk_keeps_what_is_finished(tmp_path, monkeypatch, whole):
     store, written = tmp_path / "a.zarr", []
-    from shotnoise.simulate.store_arrays import Arrays
-
     original = Arrays.write
 
     def full(self, piece, content):
@@ -192,9 +191,10 @@ def test_a_full_disk_keeps_what_is_finished(tmp_path, monkeypatch, whole):
         written.append(piece)
         original(self, piece, content)
 
-    with monkeypatch.context() as patched, pytest.raises(sn.InputError, match="No space left on device; 5 of 24 pieces"):
+    with monkeypatch.context() as patched:
         patched.setattr(Arrays, "write", full)
-        case.run(store, workers=1)
+        with pytest.raises(sn.InputError, match="No space left on device; 5 of 24 pieces"):
+            case.run(store, workers=1)
     assert_same(case.run(store, workers=1), whole)
 
 

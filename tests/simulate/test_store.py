@@ -1,6 +1,7 @@
 """A store loses nothing that is finished, shows nothing that is not, and ends with the same bytes however often it
 was interrupted, by whatever."""
 
+import contextlib
 import errno
 import json
 import os
@@ -10,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +20,11 @@ import zarr.storage._local
 
 from shotnoise.errors import DataError, InputError
 from shotnoise.results import load, save
-from shotnoise.simulate import store_claims, store_files
 from shotnoise.simulate.layout import FILL, Field, Layout
-from shotnoise.simulate.store_inventory import Gap, inventory
-from shotnoise.simulate.store_read import read
+from shotnoise.simulate.store import claims as store_claims
+from shotnoise.simulate.store import files as store_files
+from shotnoise.simulate.store.inventory import Gap, inventory
+from shotnoise.simulate.store.read import read
 from simulate import store_worker
 from simulate.store_worker import CONFIGURATION, COORDINATES, FIELDS, LAYOUT, VERSIONS, content, open_store
 
@@ -169,7 +170,8 @@ def test_what_is_half_written_is_not_read(tmp_path, uninterrupted):
         fill(store, range(5))
         where = LAYOUT.piece(5)
         store._arrays.write(where, content(5))
-        chunk(path, 6).write_bytes(b"")  # what a power cut leaves
+        for piece in (6, 8):  # what a power cut leaves, also at the end of a cell
+            chunk(path, piece).write_bytes(b"")
         assert store.finished() == set(range(5)) and 5 in store.missing()
         result = read(path)
         for name, field in FIELDS.items():
@@ -535,9 +537,8 @@ def test_a_record_written_first_would_be_noticed(tmp_path, workers):
     assert any(workers("kill_on_the_way", tmp_path / f"store{seed}", seed, 4, True)["damaged"] for seed in range(8))
 
 
-@pytest.mark.parametrize("number", [2, 4])
-def test_processes_that_start_at_once_share_the_pieces(tmp_path, workers, uninterrupted, number):
-    done = workers("compete", tmp_path / "store", number)
+def test_processes_that_start_at_once_share_the_pieces(tmp_path, workers, uninterrupted):
+    done = workers("compete", tmp_path / "store", 4)
     assert sorted(piece for _, piece in done) == list(range(LAYOUT.pieces))
     assert len({pid for pid, _ in done}) > 1
     with open_store(tmp_path / "store") as store:
@@ -546,9 +547,10 @@ def test_processes_that_start_at_once_share_the_pieces(tmp_path, workers, uninte
     assert files(tmp_path / "store") == files(uninterrupted[0])
 
 
-def test_without_claims_they_would_not(tmp_path, workers):
-    done = workers("compete", tmp_path / "store", 4, False)
-    assert len(done) > LAYOUT.pieces
+@pytest.mark.parametrize("protection", ["without guard", "without claims"])
+def test_unprotected_they_would_not(tmp_path, workers, protection):
+    paths = [tmp_path / f"store{attempt}" for attempt in range(5)]
+    assert any(len(workers("compete", path, 3, protection)) > LAYOUT.pieces for path in paths)
 
 
 def test_a_killed_process_holds_nothing_up(tmp_path, workers, uninterrupted):
@@ -620,26 +622,49 @@ def test_half_written_files_are_cleared_when_nobody_else_writes(tmp_path):
     assert files(path) == before
 
 
-def test_threads_share_the_pieces(tmp_path, uninterrupted):
+def share_among_threads(path):
+    """The pieces in the order of computing, and the digest."""
     done = []
-    with open_store(tmp_path / "store") as store:
+    with open_store(path) as store:
 
         def work():
             for piece in store.missing():
                 if store.claim(piece):
                     done.append(piece)
-                    store.write(piece, content(piece))
+                    with contextlib.suppress(InputError):
+                        store.write(piece, content(piece))
 
-        threads = [threading.Thread(target=work) for _ in range(4)]
+        threads = [threading.Thread(target=work) for _ in range(3)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert sorted(done) == list(range(LAYOUT.pieces))
-        assert store.verify() == [] and store.digest() == uninterrupted[1]
+        assert store.verify() == []
+        return sorted(done), store.digest()
 
 
-def test_taking_stock(tmp_path):
+def test_a_store_comes_into_being_in_one_step(tmp_path, monkeypatch):
+    before = []
+
+    def rename(fresh, path):
+        before.append((path.exists(), sorted(p.name for p in fresh.iterdir())))
+        refuse()
+
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(InputError, match="cannot write .*store: No space left on device"):
+        open_store(tmp_path / "store")
+    everything = ["batch_size", "loss", "manifest", "quantile", "run", "spread", "step", "stopped", "zarr.json"]
+    assert before == [(False, everything)] and list(tmp_path.iterdir()) == []
+
+
+def test_threads_share_the_pieces(tmp_path, uninterrupted, monkeypatch):
+    monkeypatch.setattr(store_claims, "_read", store_worker.slowed(store_claims._read))
+    assert share_among_threads(tmp_path / "store") == (list(range(LAYOUT.pieces)), uninterrupted[1])
+    monkeypatch.setattr(store_claims.Claims, "guard", lambda self: contextlib.nullcontext())
+    assert len(share_among_threads(tmp_path / "twin")[0]) > LAYOUT.pieces, "the broken twin computes some twice"
+
+
+def test_taking_stock(tmp_path, monkeypatch):
     path = tmp_path / "store"
     with open_store(path) as store:
         fill(store, [0, 3, 4, 9, 10, 11, 12, 13, 14, 15, 16])
@@ -654,6 +679,8 @@ def test_taking_stock(tmp_path):
         "10 of 18 pieces are finished and intact; damaged: 3; missing: batch_size=5 runs 2-5, 10-16, batch_size=50 "
         f"runs 16-16; at work: process {os.getpid()} on {here.host}"
     )
+    monkeypatch.setattr(store_claims.os, "open", refuse)  # a folder that may only be read
+    assert inventory(path).workers == ()
     after = files(path, everything=True)
     assert {name: before[name] for name in after} == after, "taking stock changes nothing"
 
@@ -666,10 +693,3 @@ def test_stock_of_a_whole_store_and_of_an_empty_one(tmp_path, uninterrupted):
     assert inventory(tmp_path / "many").sentence.endswith("batch_size=5 runs 0-1 and 2 more")
     open_store(tmp_path / "one", Layout({}, 2, 1, COORDINATES, FIELDS)).close()
     assert inventory(tmp_path / "one").sentence == "0 of 2 pieces are finished and intact; missing: runs 0-1"
-
-
-def test_a_piece_costs_little_to_write(tmp_path):
-    with open_store(tmp_path / "store") as store:
-        start = time.process_time()
-        fill(store)
-        assert (time.process_time() - start) / LAYOUT.pieces < 0.1  # seconds; about 0.01

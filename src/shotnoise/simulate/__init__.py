@@ -9,8 +9,7 @@ from shotnoise.simulate import outcome, recorders, verb
 from shotnoise.simulate.engines import ENGINES
 from shotnoise.simulate.plan import Plan, plan
 from shotnoise.simulate.state import State
-from shotnoise.simulate.store_inventory import Inventory, inventory
-from shotnoise.simulate.store_read import read
+from shotnoise.simulate.store import Inventory, inventory, read
 from shotnoise.simulate.verb import Status
 
 

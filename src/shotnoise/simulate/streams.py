@@ -14,7 +14,7 @@ BATCHES, INITIAL_WEIGHTS, REDRAWS = 0, 1, 2  # what the numbers are for
 def run_stream(seed: int, run: int, purpose: int, cell: tuple[int, ...] = ()) -> np.random.Generator:
     """The generator of one run for one purpose.
 
-    >>> run_stream(0, 17, BATCHES).integers(100) == run_stream(0, 17, BATCHES).integers(100)
+    >>> bool(run_stream(0, 17, BATCHES).integers(100) == run_stream(0, 17, BATCHES).integers(100))
     True
     """
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(purpose, run, *cell)))

@@ -27,8 +27,7 @@ from shotnoise.simulate.outcome import assemble
 from shotnoise.simulate.plan import Plan
 from shotnoise.simulate.plan import plan as make_plan
 from shotnoise.simulate.processes import WorkerPool, compute
-from shotnoise.simulate.store import Store
-from shotnoise.simulate.store_read import read
+from shotnoise.simulate.store import Store, read
 
 WORTH_WORKERS = 10.0  # seconds of work left for one core from which worker processes are started
 log = logging.getLogger("shotnoise")

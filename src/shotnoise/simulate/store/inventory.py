@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from shotnoise.simulate.layout import Layout
-from shotnoise.simulate.store_arrays import Arrays
-from shotnoise.simulate.store_claims import Worker, live_workers
-from shotnoise.simulate.store_manifest import read_manifest
-from shotnoise.simulate.store_records import Records
+from shotnoise.simulate.store.arrays import Arrays
+from shotnoise.simulate.store.claims import Worker, live_workers
+from shotnoise.simulate.store.manifest import read_manifest
+from shotnoise.simulate.store.records import Records
 
 SHOWN = 5  # cells that a sentence names
 

@@ -12,7 +12,7 @@ from zarr.codecs import ZstdCodec
 
 from shotnoise.errors import DataError
 from shotnoise.simulate.layout import FILL, Layout, Piece
-from shotnoise.simulate.store_files import sync
+from shotnoise.simulate.store.files import sync
 
 
 def create_arrays(

@@ -8,7 +8,7 @@ from typing import Any
 
 from shotnoise.errors import DataError, InputError
 from shotnoise.simulate.layout import Layout
-from shotnoise.simulate.store_files import write_durably
+from shotnoise.simulate.store.files import write_durably
 
 FORMAT = 1
 FOLDER = "manifest"  # inside the store: the manifest, the records of finished pieces, claims and locks

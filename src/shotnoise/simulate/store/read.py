@@ -12,9 +12,9 @@ from zarr.storage import LocalStore
 
 from shotnoise.errors import DataError
 from shotnoise.simulate.layout import Layout
-from shotnoise.simulate.store_arrays import chunk_positions
-from shotnoise.simulate.store_manifest import read_manifest
-from shotnoise.simulate.store_records import Records
+from shotnoise.simulate.store.arrays import chunk_positions
+from shotnoise.simulate.store.manifest import read_manifest
+from shotnoise.simulate.store.records import Records
 
 
 def read(path: str | os.PathLike[str]) -> xr.Dataset:

@@ -18,7 +18,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from shotnoise.errors import InputError
-from shotnoise.simulate.store_manifest import FOLDER
+from shotnoise.simulate.store.manifest import FOLDER
 
 WORKERS, CLAIMS = f"{FOLDER}/workers", f"{FOLDER}/claims"
 NAME = re.compile(r"(?P<host>[\w.-]+)-(?P<pid>\d+)-[0-9a-f]{32}")

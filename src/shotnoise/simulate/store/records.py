@@ -12,8 +12,8 @@ from pathlib import Path
 
 from shotnoise.errors import DataError
 from shotnoise.simulate.layout import Layout, Piece
-from shotnoise.simulate.store_files import sync, write_durably
-from shotnoise.simulate.store_manifest import FOLDER, Manifest
+from shotnoise.simulate.store.files import sync, write_durably
+from shotnoise.simulate.store.manifest import FOLDER, Manifest
 
 PIECES = f"{FOLDER}/pieces"
 NAME = re.compile(r"\d{6,}\.json")

@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 from shotnoise.errors import DataError, InputError
 from shotnoise.files import check_writable
 from shotnoise.simulate.layout import Layout, Piece
-from shotnoise.simulate.store_arrays import Arrays, checksum, create_arrays
-from shotnoise.simulate.store_claims import CLAIMS, WORKERS, Claims, Worker
-from shotnoise.simulate.store_files import PARTIAL, plain, sync, sync_tree
-from shotnoise.simulate.store_manifest import FOLDER, Manifest, manifest_file, read_manifest, refuse_differences
-from shotnoise.simulate.store_records import PIECES, Records
+from shotnoise.simulate.store.arrays import Arrays, checksum, create_arrays
+from shotnoise.simulate.store.claims import CLAIMS, WORKERS, Claims, Worker
+from shotnoise.simulate.store.files import PARTIAL, plain, sync, sync_tree
+from shotnoise.simulate.store.manifest import FOLDER, Manifest, manifest_file, read_manifest, refuse_differences
+from shotnoise.simulate.store.records import PIECES, Records
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
