@@ -20,8 +20,8 @@ LEVELS = [
     ["per_sample"],
     ["problem"],
     ["results", "datasets", "population", "rules"],
-    ["compare", "measure", "models", "simulate", "training"],
-    ["show"],
+    ["compare", "measure", "models", "predict", "simulate", "training"],
+    ["experiment", "show"],
     ["cli"],
 ]
 

@@ -5,7 +5,9 @@ problem = sn.Problem(model, "cross_entropy", inputs, targets)
 result = sn.measure(problem, batch_sizes=[1, 8, 64, 512])
 """
 
-from shotnoise import datasets, models, results, rules, sampling, schedules, show, training
+from typing import TYPE_CHECKING, Any
+
+from shotnoise import datasets, models, predict, results, rules, sampling, schedules, training
 from shotnoise.compare import Agreement, compare
 from shotnoise.errors import (
     DataError,
@@ -20,10 +22,23 @@ from shotnoise.problem import Problem
 from shotnoise.results import load, save
 from shotnoise.simulate import Simulate
 
+if TYPE_CHECKING:
+    from shotnoise import show
+
 __version__ = "0.1.0"
 
 measure = Measure()
 simulate = Simulate()
+
+
+def __getattr__(name: str) -> Any:
+    """`shotnoise.show` brings Matplotlib, which many a worker process never needs: loaded when first asked for."""
+    if name == "show":
+        from importlib import import_module
+
+        return import_module("shotnoise.show")
+    raise AttributeError(f"module 'shotnoise' has no attribute {name!r}")
+
 
 __all__ = [
     "Agreement",
@@ -40,6 +55,7 @@ __all__ = [
     "load",
     "measure",
     "models",
+    "predict",
     "results",
     "rules",
     "sampling",

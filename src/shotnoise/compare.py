@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from rich.table import Table
-from scipy import stats
+from scipy import special
 
 from shotnoise.errors import InputError
 
@@ -109,8 +109,8 @@ def compare(a: xr.Dataset, b: xr.Dataset, *, variables: list[str] | None = None,
         raise InputError(f"no point of {chosen} can be compared: all are NaN, or have a standard error of 0 in both")
     freedom = min(_freedom(a), _freedom(b))
     largest = max(abs(row.z) for row in rows)
-    p_value = min(1.0, 2 * len(rows) * float(stats.t.sf(largest, freedom)))
-    threshold = float(stats.t.isf(alarm / 2 / len(rows), freedom))
+    p_value = min(1.0, 2 * len(rows) * float(special.stdtr(freedom, -largest)))
+    threshold = -float(special.stdtrit(freedom, alarm / 2 / len(rows)))
     return Agreement(rows, alarm, p_value, threshold, left_out=len(points) - len(rows))
 
 

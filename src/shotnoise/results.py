@@ -59,6 +59,9 @@ GLOSSARY: dict[str, tuple[str, str]] = {
     "divergence_step": ("step at which the run diverged (-1: never)", "steps"),
     "runs_excluded": ("runs diverged at or before this step", "runs"),
     "pairs": ("pairs of runs compared", "runs"),
+    "weights_variance": ("trace of the covariance of the weights", ""),
+    "mean_weights": ("mean of the weights", ""),
+    "overflow_step": ("step from which second moments overflow (-1: never)", "steps"),
 }
 
 # What follows the name of a quantity, and what it makes of its meaning.

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, stats
+from scipy import optimize, special
 
 from shotnoise.measure.estimate import Array, Estimates, Products
 from shotnoise.results import ESTIMATED, UNRESOLVED
@@ -101,7 +101,7 @@ def _null_distribution(products: Products, estimates: Estimates, column: int) ->
         if total <= 0:
             return float(observed > mean)
         shape = mean**2 / total
-        return float(stats.gamma.cdf(shape + np.sqrt(shape / total) * (observed - mean), shape))
+        return float(special.gammainc(shape, max(0.0, shape + np.sqrt(shape / total) * (observed - mean))))
 
     return probability
 
@@ -128,7 +128,7 @@ def samples_to_resolve(products: Products, estimates: Estimates, confidence: flo
     """
     m, rest = products.samples, products.rest
     a, stderr = estimates.values[2], estimates.stderr[2]
-    error = float(stats.norm.isf((1 - confidence) / 2)) * stderr
+    error = -float(special.ndtri((1 - confidence) / 2)) * stderr
     plausible = np.where(a > 0, a, np.maximum(a + error, stderr))
     with np.errstate(divide="ignore", invalid="ignore"):
         share = (plausible / error) ** 2  # of the present variance of A, what may be left

@@ -1,0 +1,68 @@
+"""Mean and covariance of the SGD iterate of linear regression, step by step, for several batch sizes together.
+
+Rows w of W move alike, driven by the same fresh batches. With H = C + l2 I, momentum mu and learning rate a_t
+
+    m <- mu m + g,   w <- w - a m,   E g = H w - d,   cov(g | w) = kappa S(w),
+    S(w) = (1/n) sum_i s_i^2 r_i^2 x_i x_i^T - u u^T,   r_i = x_i^T w - y_i,   u = C w - d,
+
+the mean obeys the same recursion without noise, and the covariance of (w, m)
+
+    V <- A V A^T + kappa N (x) [[a^2, -a], [-a, 1]],   A = [[I - a H, -a mu I], [H, mu I]],
+    N = E S(w) = (1/n) sum_i s_i^2 (x_i^T P x_i + rbar_i^2) x_i x_i^T - C P C - ubar ubar^T,   P = V_ww,
+
+exactly (kappa is that of the sampling; corrected Lemma 2 of the variance paper, sec. 3.1). N is positive semidefinite.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from shotnoise.predict.regression.least_squares import Array, LeastSquares
+
+
+@dataclass(frozen=True)
+class Moments:
+    """At one step: mean (k, p); covariance of each row by batch size (B, k, p, p); noise N (B, k, p, p)."""
+
+    mean: Array
+    covariance: Array
+    noise: Array
+
+
+def moments(problem: LeastSquares, w0: Array, rates: Array, kappas: Array, momentum: float = 0.0) -> Iterator[Moments]:
+    """The moments at steps 0, 1, ..., len(rates). kappas (B,): variance factors of the batch sizes."""
+    mean, velocity = w0, np.zeros_like(w0)
+    shape = (len(kappas), *w0.shape, w0.shape[-1])
+    covariance, crossed, driven = np.zeros(shape), np.zeros(shape), np.zeros(shape)  # ww, wm, mm
+    hessian, identity, kappa = problem.hessian, np.eye(problem.p), kappas[:, None, None, None]
+    for t in range(len(rates) + 1):
+        noise = expected_noise(problem, mean, covariance)
+        yield Moments(mean, covariance, noise)
+        if t == len(rates):
+            return
+        a = rates[t]
+        contraction = identity - a * hessian
+        if momentum:
+            moved = covariance @ hessian + momentum * crossed  # cov(w, m') without the new noise
+            fed = hessian @ moved + momentum * (np.swapaxes(crossed, -1, -2) @ hessian + momentum * driven)
+            driven = _symmetric(fed + kappa * noise)  # m'
+            crossed = moved - a * driven  # cov(w', m') = cov(w, m') - a cov(m')
+            covariance = _symmetric(covariance - a * (moved + np.swapaxes(moved, -1, -2)) + a**2 * driven)
+        else:
+            covariance = _symmetric(contraction @ covariance @ contraction + a**2 * kappa * noise)
+        velocity = momentum * velocity + problem.gradient(mean)
+        mean = mean - a * velocity
+
+
+def expected_noise(problem: LeastSquares, mean: Array, covariance: Array) -> Array:
+    """N for the given mean (k, p) and covariance (B, k, p, p)."""
+    spread = ((problem.x @ covariance) * problem.x).sum(-1)  # x_i^T P x_i, (B, k, n)
+    u = mean @ problem.moment - problem.cross
+    second = problem.moment @ covariance @ problem.moment + u[:, :, None] * u[:, None, :]
+    return problem.noise(spread + problem.residuals(mean) ** 2, second)
+
+
+def _symmetric(matrix: Array) -> Array:
+    """Against the slow growth of rounding errors."""
+    return (matrix + np.swapaxes(matrix, -1, -2)) / 2
