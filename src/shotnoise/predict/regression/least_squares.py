@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from shotnoise.errors import DataError, InputError
 
 Array = NDArray[Any]  # float64, or object holding Fractions
+PRODUCTS = 2**18  # numbers
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,12 @@ class LeastSquares:
         data = half * (self.s * self.residuals(w) ** 2).sum((-2, -1)) / self.n
         return data + half * self.l2 * (w**2).sum((-2, -1))
 
-    def noise(self, moments: Array, second: Array) -> Array:
-        """(1/n) sum_i s_i^2 E[r_i^2] x_i x_i^T - E[G_D] E[G_D]^T - C P C for rows: see `recursion`.
-
-        moments: E r_i^2 (..., n), second: what is subtracted (..., p, p).
-        """
-        weighted = (self.s**2 * moments)[..., :, None] * self.x
-        return np.swapaxes(weighted, -1, -2) @ self.x / self.n - second
+    @cached_property
+    def products(self) -> Array | None:
+        """x_i x_i^T as rows (n, p^2), where that is small: both contractions of the noise are then plain products."""
+        if self.n * self.p**2 > PRODUCTS:
+            return None
+        return (self.x[:, :, None] * self.x[:, None, :]).reshape(self.n, -1)
 
 
 def least_squares(

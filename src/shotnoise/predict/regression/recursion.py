@@ -20,6 +20,8 @@ import numpy as np
 
 from shotnoise.predict.regression.least_squares import Array, LeastSquares
 
+ROWS = 2**17  # numbers of a slice of the data that stays in the cache with what is made of it
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -57,10 +59,23 @@ def moments(problem: LeastSquares, w0: Array, rates: Array, kappas: Array, momen
 
 def expected_noise(problem: LeastSquares, mean: Array, covariance: Array) -> Array:
     """N for the given mean (k, p) and covariance (B, k, p, p)."""
-    spread = ((problem.x @ covariance) * problem.x).sum(-1)  # x_i^T P x_i, (B, k, n)
     u = mean @ problem.moment - problem.cross
     second = problem.moment @ covariance @ problem.moment + u[:, :, None] * u[:, None, :]
-    return problem.noise(spread + problem.residuals(mean) ** 2, second)
+    own = problem.residuals(mean) ** 2
+    if problem.products is not None:
+        flat = covariance.reshape(*covariance.shape[:-2], -1)
+        spread = flat @ problem.products.T
+        kicks = (problem.s**2 * (spread + own)) @ problem.products / problem.n
+        return kicks.reshape(covariance.shape) - second
+    kicks = np.zeros_like(covariance)
+    size = max(1, ROWS // problem.p)
+    for start in range(0, problem.n, size):
+        some = slice(start, start + size)
+        x, s = problem.x[some], problem.s[some] ** 2
+        for place in np.ndindex(covariance.shape[:2]):
+            spread = np.einsum("ij,ij->i", x @ covariance[place], x)
+            kicks[place] += x.T @ ((s * (spread + own[place[1], some]))[:, None] * x)
+    return kicks / problem.n - second
 
 
 def _symmetric(matrix: Array) -> Array:
