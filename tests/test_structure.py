@@ -68,7 +68,7 @@ def test_the_readme_names_commands_that_exist():
 
 def test_the_python_of_the_readme_runs():
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert len(blocks) == 2
+    assert len(blocks) == 4
     finished = subprocess.run([sys.executable, "-W", "error", "-c", "\n".join(blocks)], capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     assert "a larger batch stops paying" in finished.stdout
