@@ -609,6 +609,7 @@ def test_a_matrix_compares_by_value_and_keeps_its_own():
     matrix = Matrix(array)
     array[0, 0] = 5
     assert matrix == Matrix(torch.eye(2)) == Matrix([[1, 0], [0, 1]]) and matrix != Matrix(array) != Matrix([1.0, 1.0])
+    assert Matrix([1, 0, 0, 1]) != matrix, "the shape counts, not the entries alone"
     assert Preconditioned(0.1, np.eye(2)) == Preconditioned(0.1, matrix) != Preconditioned(0.1, array)
     assert matrix.array.tolist() == [[1, 0], [0, 1]]
     with pytest.raises(ValueError, match="read-only"):
