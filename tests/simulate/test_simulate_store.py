@@ -168,7 +168,7 @@ def test_another_configuration_is_refused_with_the_differences(tmp_path):
 def test_damage_is_found_and_only_that_piece_is_computed_again(tmp_path, whole):
     store = tmp_path / "a.zarr"
     case.run(store, workers=1)
-    chunk = store / "loss" / "c" / "1" / "3" / "0"
+    chunk = store / "loss" / "c.1.3.0"
     content = bytearray(chunk.read_bytes())
     content[len(content) // 2] ^= 1
     chunk.write_bytes(content)

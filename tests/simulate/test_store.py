@@ -214,7 +214,7 @@ def test_damage_is_found_and_only_this_piece_computed_again(tmp_path, uninterrup
         if name == "record" and damage is None:
             assert store.verify() == []
         else:
-            assert store.verify(lambda *done: progress.append(done)) == [11]
+            assert store.verify(progress=lambda *done: progress.append(done)) == [11]
             assert progress[-1] == (18, 18) and len(progress) == 18
         assert store.missing() == [11] and store.verify() == []
         fill(store)

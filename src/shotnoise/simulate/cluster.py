@@ -4,7 +4,8 @@ Needs `dask.distributed` (the extra `cluster`), imported only here. A worker tha
 hand; the scheduler gives them to others.
 """
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import cloudpickle
@@ -38,41 +39,50 @@ def connect(scheduler: Any) -> tuple[Any, bool]:
         ) from error
 
 
-def run(plan: Plan, pieces: Iterable[int], scheduler: Any, claim: Callable[[int], bool], keep: Keep) -> None:
-    """Compute the pieces that can be claimed on the cluster and hand each to `keep` as it arrives."""
-    from distributed import as_completed
-
+@contextlib.contextmanager
+def client_of(scheduler: Any) -> Iterator[Any]:
+    """A client of the scheduler while the block runs, or None for None; one that was passed in stays open."""
+    if scheduler is None:
+        yield None
+        return
     client, ours = connect(scheduler)
     try:
-        payload = client.scatter(_Payload(cloudpickle.dumps(plan)), broadcast=True, hash=False)
-        waiting = iter(pieces)
-        flying: dict[str, int] = {}
-        finished = as_completed(raise_errors=False)
-
-        def launch() -> None:
-            for index in waiting:
-                if claim(index):
-                    future = client.submit(_remote, payload, index, pure=False, retries=2)
-                    flying[future.key] = index
-                    finished.add(future)
-                    return
-
-        for _ in range(AHEAD * max(1, sum(client.nthreads().values()))):
-            launch()
-        for future in finished:
-            index = flying.pop(future.key)
-            if future.status != "finished":
-                error = future.exception()
-                raise (
-                    error
-                    if isinstance(error, ShotnoiseError)
-                    else ShotnoiseError(f"piece {index} failed on the cluster: {type(error).__name__}: {error}")
-                )
-            keep(index, future.result())
-            launch()
+        yield client
     finally:
         if ours:
             client.close()
+
+
+def run(plan: Plan, pieces: Iterable[int], client: Any, claim: Callable[[int], bool], keep: Keep) -> None:
+    """Compute the pieces that can be claimed on the cluster and hand each to `keep` as it arrives."""
+    from distributed import as_completed
+
+    payload = client.scatter(_Payload(cloudpickle.dumps(plan)), broadcast=True, hash=False)
+    waiting = iter(pieces)
+    flying: dict[str, int] = {}
+    finished = as_completed(raise_errors=False)
+
+    def launch() -> None:
+        for index in waiting:
+            if claim(index):
+                future = client.submit(_remote, payload, index, pure=False, retries=2)
+                flying[future.key] = index
+                finished.add(future)
+                return
+
+    for _ in range(AHEAD * max(1, sum(client.nthreads().values()))):
+        launch()
+    for future in finished:
+        index = flying.pop(future.key)
+        if future.status != "finished":
+            error = future.exception()
+            raise (
+                error
+                if isinstance(error, ShotnoiseError)
+                else ShotnoiseError(f"piece {index} failed on the cluster: {type(error).__name__}: {error}")
+            )
+        keep(index, future.result())
+        launch()
 
 
 class _Payload:

@@ -86,9 +86,10 @@ def paired(runs: xr.Dataset, name: str, dim: str) -> xr.Dataset:
 
 def _excluded(pieces: xr.Dataset) -> xr.DataArray:
     """Runs diverged at or before each step."""
-    when = pieces[DIVERGED]
-    counts = [((when > NEVER) & (when <= t)).sum("run") for t in pieces["step"].values]
-    return xr.concat(counts, pieces["step"]).transpose(..., "step").astype(np.int64)
+    when = pieces[DIVERGED].transpose(..., "run")
+    steps, values = pieces["step"].values, when.values
+    counts = np.stack([((values > NEVER) & (values <= t)).sum(-1) for t in steps], -1)
+    return xr.DataArray(counts, dims=(*when.dims[:-1], "step"))
 
 
 def _block_statistics(pieces: xr.Dataset) -> Iterator[str]:

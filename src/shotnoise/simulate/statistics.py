@@ -64,8 +64,12 @@ def moments(values: Tensor, quantiles: int) -> dict[str, Tensor]:
 
 
 def pooled_variance(variance: Array, stderr: Array, count: Array) -> tuple[Array, Array]:
-    """Over blocks (last axis): variances (..., blocks) with their errors and numbers of runs."""
-    weight = np.where(np.isfinite(variance), np.maximum(count - 1, 0), 0)
+    """Over blocks (last axis): variances (..., blocks) with their errors and numbers of runs.
+
+    A block of two runs has a variance but no error; it is left out unless there are only such.
+    """
+    usable = np.isfinite(stderr) | (np.isfinite(variance) & ~np.isfinite(stderr).any(-1, keepdims=True))
+    weight = np.where(usable, np.maximum(count - 1, 0), 0)
     with np.errstate(invalid="ignore", divide="ignore"):
         weight = weight / weight.sum(-1, keepdims=True)
         value = np.where(weight > 0, weight * variance, 0).sum(-1)

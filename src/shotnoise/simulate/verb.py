@@ -1,6 +1,7 @@
 """The verb `simulate`: a plan carried out piece by piece, on this machine or a cluster, into memory or a store."""
 
 import logging
+import math
 import os
 import threading
 import time
@@ -130,26 +131,33 @@ def execute(
         raise InputError(f"workers={workers}: at least one")
     log.info("%s", plan.sentence)
     attributes = results.provenance(plan.problem) | _flat(plan)
-    if store is None:
-        kept = InMemory(plan.layout)
-        _carry_out(plan, kept, pieces, workers, scheduler, progress)
-        return assemble(kept.dataset(attributes))
-    versions = {name: str(attributes[name]) for name in attributes if name.endswith("_version")}
-    with Store.open(
-        store, plan.layout, plan.configuration(), attributes=attributes, variable_attributes={}, versions=versions
-    ) as opened:
-        damaged = opened.verify()
-        if damaged:
-            warnings.warn(f"{store}: {len(damaged)} pieces were damaged and are computed again", stacklevel=3)
-        _carry_out(plan, opened, pieces, workers, scheduler, progress)
-        others = opened.missing(pieces)
-        if others:
-            warnings.warn(
-                f"{store}: {len(others)} pieces are being computed by {opened.owner(others[0])}; their runs are "
-                "missing here. Load the store again when that process is done",
-                stacklevel=3,
-            )
+    with cluster.client_of(scheduler) as client:  # before the store, for a scheduler may not be there
+        if store is None:
+            kept = InMemory(plan.layout)
+            _carry_out(plan, kept, pieces, workers, client, progress)
+            return assemble(kept.dataset(attributes))
+        versions = {name: str(attributes[name]) for name in attributes if name.endswith("_version")}
+        with Store.open(
+            store, plan.layout, plan.configuration(), attributes=attributes, variable_attributes={}, versions=versions
+        ) as opened:
+            _into_store(plan, opened, pieces, workers, client, progress)
     return assemble(read(store))
+
+
+def _into_store(
+    plan: Plan, store: Store, pieces: list[int], workers: int | None, client: Any, progress: Progress | None
+) -> None:
+    damaged = store.verify(pieces)
+    if damaged:
+        warnings.warn(f"{store.path}: {len(damaged)} pieces were damaged and are computed again", stacklevel=4)
+    _carry_out(plan, store, pieces, workers, client, progress)
+    others = store.missing(pieces)
+    if others:
+        warnings.warn(
+            f"{store.path}: {len(others)} pieces are being computed by {store.owner(others[0])}; their runs are "
+            "missing here. Load the store again when that process is done",
+            stacklevel=4,
+        )
 
 
 class Keeper(Protocol):
@@ -232,26 +240,28 @@ class _Account:
 
 
 def _carry_out(
-    plan: Plan, keeper: Keeper, pieces: Sequence[int], workers: int | None, scheduler: Any, progress: Progress | None
+    plan: Plan, keeper: Keeper, pieces: Sequence[int], workers: int | None, client: Any, progress: Progress | None
 ) -> None:
     left = keeper.missing(pieces)
     account = _Account(plan, pieces, left, progress)
-    if scheduler is not None:
+    if client is not None:
 
         def keep(index: int, content: Content) -> None:
             keeper.write(index, content)
             account.finished(index, counted=False)
 
-        return cluster.run(plan, left, scheduler, keeper.claim, keep)
-    queue = iter(left)
+        return cluster.run(plan, left, client, keeper.claim, keep)
     count = _workers(plan, len(left)) if workers is None else min(workers, len(left))
-    seconds = 0.0
+    queue = iter(left)
+    if workers is not None and count > 1:
+        return _in_processes(plan, keeper, queue, count, account)
+    pace = math.inf
     for done, index in enumerate(queue, 1):
         start = time.monotonic()
         _one(index, keeper, account, lambda i: compute(plan, i, account.news))
-        seconds += time.monotonic() - start
-        enough = workers is not None or seconds / done * (len(left) - done) > WORTH_WORKERS
-        if count > 1 and enough:
+        pace = min(pace, time.monotonic() - start)  # the first piece may have warmed things up
+        known = done > 1 or pace > WORTH_WORKERS
+        if workers is None and count > 1 and known and pace * (len(left) - done) > WORTH_WORKERS:
             return _in_processes(plan, keeper, queue, min(count, len(left) - done), account)
 
 

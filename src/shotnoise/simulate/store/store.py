@@ -133,13 +133,15 @@ class Store:
         finally:
             self.release(piece)
 
-    def verify(self, progress: Callable[[int, int], None] | None = None) -> list[int]:
-        """Read all finished pieces back. Those that are not what was written lose their record and are returned.
+    def verify(
+        self, pieces: Iterable[int] | None = None, progress: Callable[[int, int], None] | None = None
+    ) -> list[int]:
+        """Read the finished ones of `pieces` (of all, if None) back; what is not as written loses its record.
 
-        `progress` is told how many pieces are done, of how many.
+        Returns the pieces that were damaged. `progress` is told how many pieces are done, of how many.
         """
         damaged = []
-        finished = sorted(self.finished())
+        finished = sorted(self.finished() if pieces is None else self.finished() & set(pieces))
         for done, piece in enumerate(finished, 1):
             if not self._intact(piece) and self._forget(piece):
                 damaged.append(piece)
