@@ -91,11 +91,14 @@ def gradient(total: Tensor, leaves: Mapping[str, Tensor], create_graph: bool = F
 @contextmanager
 def _preserved_attributes(model: nn.Module) -> Iterator[None]:
     """What a forward pass leaves in attributes of modules is taken back; recurrent layers keep their weights there."""
-    before = [(module, dict(vars(module))) for module in model.modules()]
+    before = [(module, dict(vars(module)), dict(module._parameters)) for module in model.modules()]
     try:
         yield
     finally:
-        for module, attributes in before:
+        for module, attributes, parameters in before:
             vars(module).update(attributes)
+            for name, p in parameters.items():  # functional_call mixes them up in a module that has two names
+                if module._parameters[name] is not p:
+                    module._parameters[name] = p
             for added in vars(module).keys() - attributes.keys():
                 del vars(module)[added]

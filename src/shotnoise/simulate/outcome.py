@@ -55,7 +55,7 @@ def summary(runs: xr.Dataset, quantiles: Sequence[float] = QUANTILES, *, diverge
     coordinates = {str(n): c for n, c in runs.coords.items() if n != "run"} | {"quantile": np.array(quantiles)}
     whole = xr.Dataset(found, coordinates, {**runs.attrs, "diverged": diverged})
     if diverged == "include":
-        whole = _infinite_where_diverged(whole)
+        whole = _infinite_where_diverged(whole, runs)
     return results.describe(whole)
 
 
@@ -74,8 +74,7 @@ def paired(runs: xr.Dataset, name: str, dim: str) -> xr.Dataset:
         raise InputError(
             f"{name!r} has no values by run along {dim!r}; there are {', '.join(map(str, runs.data_vars))}"
         )
-    values = runs[name].astype(np.float64)
-    values = values.where(np.isfinite(values))
+    values = _alive_values(runs, name)
     difference = (values - values.isel({dim: 0})).isel({dim: slice(1, None)})
     count = difference.count("run")
     stderr = difference.std("run", ddof=1) / np.sqrt(count)
@@ -130,7 +129,7 @@ def _pooled_summary(pieces: xr.Dataset, name: str, quantiles: Sequence[float]) -
 def _summary_of(runs: xr.Dataset, name: str, quantiles: Sequence[float]) -> dict[str, Any]:
     variable = runs[name]
     dims = tuple(d for d in variable.dims if d != "run")
-    values = torch.from_numpy(np.ascontiguousarray(variable.transpose("run", ...).values, np.float64))
+    values = torch.from_numpy(np.ascontiguousarray(_alive_values(runs, name).transpose("run", ...).values))
     part = {k: v.numpy() for k, v in moments(values, 1).items()}
     finite = np.where(np.isfinite(values.numpy()), values.numpy(), np.nan)
     nowhere = np.isnan(finite).all(0)  # NumPy warns of a quantile of nothing
@@ -153,14 +152,34 @@ def _named(
     }
 
 
-def _infinite_where_diverged(whole: xr.Dataset) -> xr.Dataset:
-    lost = whole["runs_excluded"] > 0
-    changed = {
-        name: variable.where(~lost, np.inf)
-        for name, variable in whole.data_vars.items()
-        if "step" in variable.dims and variable.dtype.kind == "f"
-    }
-    return whole.assign({name: value.transpose(*whole[name].dims) for name, value in changed.items()})
+def _alive_values(runs: xr.Dataset, name: str) -> xr.DataArray:
+    """The values of a variable by run in float64, NaN from the run's divergence on and where they are not finite."""
+    values = runs[name].astype(np.float64)
+    values = values.where(np.isfinite(values))
+    step = _step_dimension(runs[name])
+    if step is None or DIVERGED not in runs:
+        return values
+    return values.where(~_diverged_by(runs, step)).transpose(*runs[name].dims)
+
+
+def _step_dimension(variable: xr.DataArray) -> str | None:
+    """`step`, or the axis of a recorder that has steps of its own."""
+    return next((str(d) for d in variable.dims if d == "step" or str(d).endswith("_step")), None)
+
+
+def _diverged_by(runs: xr.Dataset, step: str) -> xr.DataArray:
+    when = runs[DIVERGED]
+    return (when > NEVER) & (when <= runs[step])
+
+
+def _infinite_where_diverged(whole: xr.Dataset, runs: xr.Dataset) -> xr.Dataset:
+    changed = {}
+    for name, variable in whole.data_vars.items():
+        step = _step_dimension(variable)
+        if step is not None and variable.dtype.kind == "f":
+            lost = _diverged_by(runs, step).any("run")
+            changed[name] = variable.where(~lost, np.inf).transpose(*variable.dims)
+    return whole.assign(changed)
 
 
 def _blocks_last(array: xr.DataArray) -> NDArray[Any]:

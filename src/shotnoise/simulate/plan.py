@@ -14,7 +14,7 @@ from shotnoise import schedules
 from shotnoise.errors import InputError
 from shotnoise.population import Population
 from shotnoise.problem import Problem
-from shotnoise.rules import Clipped, Rule
+from shotnoise.rules import Clipped, NaturalGradient, Rule
 from shotnoise.sampling import CyclicEpochs, Online, ReshuffledEpochs, Sampling, WithReplacement
 from shotnoise.simulate import initial as initial_weights
 from shotnoise.simulate import recorders as recording
@@ -214,6 +214,7 @@ def plan(
     for rule in rules:
         rule.check(inner.parameter_count)
         schedules.values(rule.learning_rate, steps)
+        _check_fisher(rule, population)
     inner.examine()
     initial_weights.check(initial, inner)
     found = recording.resolve(record, inner, steps)
@@ -288,6 +289,15 @@ def _check_sampling(sampling: Sampling, sizes: Sequence[int], population: Popula
             "pass a Population such as TeacherStudent"
         )
     sampling.check_all(sizes, None if population is not None else problem.n)
+
+
+def _check_fisher(rule: Rule, population: Population | None) -> None:
+    inner = rule.rule if isinstance(rule, Clipped) else rule
+    if population is not None and isinstance(inner, NaturalGradient) and inner.fisher == "empirical":
+        raise InputError(
+            "NaturalGradient(fisher='empirical') needs fourth moments of the inputs, which the evaluation points of a "
+            "population do not have; use fisher='model'"
+        )
 
 
 def _block(problem: Problem, runs: int, batch_size: int, block: int | None, memory: int | None) -> int:

@@ -19,6 +19,17 @@ from shotnoise.simulate.state import State
 from shotnoise.simulate.statistics import trace_variance
 
 Values = Tensor | dict[str, Tensor]
+TAKEN = {
+    "divergence_step",
+    "runs_excluded",
+    "run",
+    "step",
+    "batch_size",
+    "learning_rate",
+    "optimizer",
+    "quantile",
+    "sketch",
+}
 
 
 @dataclass(frozen=True)
@@ -141,14 +152,21 @@ def _one(name: str | None, entry: Any) -> Recorder:
         return NAMED[entry]
     if callable(entry):
         own = str(name or getattr(entry, "__name__", ""))
-        if not own.isidentifier() or own in NAMED:
+        if not own.isidentifier() or own in NAMED or own in TAKEN or own.startswith("block_"):
             raise InputError(f"a recorded function needs a name of its own: record={{'name': function}}; got {own!r}")
         return Recorder(own, entry)
     raise InputError(f"record: names, recorders or functions of the state, not {type(entry).__name__}")
 
 
 def _check(recorder: Recorder, problem: Problem, steps: int) -> None:
-    if recorder.needs_classes and problem.loss_name != "cross_entropy":
-        raise InputError(f"record={recorder.name!r} needs classes, and the loss is {problem.loss_name!r}")
+    if recorder.needs_classes:
+        _, targets = problem.samples.batch(torch.arange(1))
+        labels = isinstance(targets, Tensor) and targets.ndim == 1 and not targets.is_floating_point()
+        if problem.loss_name != "cross_entropy" or not labels:
+            raise InputError(
+                f"record={recorder.name!r} needs one class index per sample and the loss 'cross_entropy'; the loss is "
+                f"{problem.loss_name!r}, the targets of a sample {getattr(targets, 'dtype', type(targets).__name__)} "
+                f"{tuple(getattr(targets, 'shape', ()))[1:]}"
+            )
     if recorder.steps is not None and not all(0 <= t <= steps for t in recorder.steps):
         raise InputError(f"{recorder.name}: steps {list(recorder.steps)} must lie between 0 and {steps}")

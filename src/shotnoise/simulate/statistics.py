@@ -10,6 +10,8 @@ Blocks are pooled with weights R - 1. What lies between the means of the blocks 
 (that would take p numbers per step and block); with blocks of R runs this costs a share 1/R of the precision.
 """
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -24,6 +26,8 @@ def trace_variance(vectors: Tensor, alive: Tensor) -> dict[str, Tensor]:
     vectors = vectors if bool(alive.all()) else vectors[alive]
     count = len(vectors)
     u = (vectors - vectors.mean(0)).square_().sum(1, dtype=torch.float64) if count else vectors.new_zeros(0).double()
+    if count and float(u.max()) <= 16 * torch.finfo(vectors.dtype).eps ** 2 * float(vectors.square().sum(1).max()):
+        u = torch.zeros_like(u)  # all runs are alike, and what is left is rounding
     top = u.topk(-(-count // TOP_SHARE)).values.sum() / u.sum()
     return {**_from_squares(u), "top_share": top}
 
@@ -47,9 +51,9 @@ def moments(values: Tensor, quantiles: int) -> dict[str, Tensor]:
     The sketch is the values at `quantiles` evenly spaced ranks (k + 1/2) / quantiles: its rank error is at most half
     of 1 / quantiles.
     """
-    rows = values.double().reshape(len(values), -1)
+    rows = values.double().reshape(len(values), math.prod(values.shape[1:]))
     finite = rows.isfinite()
-    count = finite.sum(0)
+    count = finite.sum(0).double()
     filled = torch.where(finite, rows, 0)
     mean = filled.sum(0) / count
     u = torch.where(finite, (filled - mean).square(), 0)
@@ -57,9 +61,12 @@ def moments(values: Tensor, quantiles: int) -> dict[str, Tensor]:
     spread = torch.where(finite, (u - u.sum(0) / count).square(), 0).sum(0)
     stderr = torch.where(count > 2, (count / (count - 1) * spread).sqrt() / (count - 2), torch.nan)
     ranks = (torch.arange(quantiles, dtype=torch.float64, device=rows.device) + 0.5) / quantiles
-    sketch = torch.nanquantile(torch.where(finite, rows, torch.nan), ranks, dim=0)
+    known = torch.where(finite, rows, torch.nan)
+    sketch = (
+        torch.nanquantile(known, ranks, dim=0) if len(rows) else known.new_full((quantiles, known.shape[1]), torch.nan)
+    )
     shape = values.shape[1:]
-    found = {"count": count.double(), "mean": mean, "variance": variance, "variance_stderr": stderr}
+    found = {"count": count, "mean": mean, "variance": variance, "variance_stderr": stderr}
     return {k: v.reshape(shape) for k, v in found.items()} | {"sketch": sketch.reshape(quantiles, *shape)}
 
 

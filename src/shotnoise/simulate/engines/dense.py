@@ -51,8 +51,7 @@ class Dense(Engine):
         self.inputs = inputs.flatten(1).to(problem.device, problem.dtype).contiguous()
         self.targets = targets.to(problem.device)
         self.classifies = problem.loss_spec == NAMED["cross_entropy"]
-        if not self.classifies:
-            self.targets = self.targets.to(problem.dtype)
+        self.targets = self.targets.long() if self.classifies else self.targets.to(problem.dtype)
 
     def accuracies(self, weights: Tensor) -> Tensor:
         total = weights.new_zeros(len(weights), dtype=torch.float64)
@@ -165,24 +164,23 @@ def layers_of(problem: Problem) -> list[Layer] | str:
             return "an activation does not follow a Linear layer"
     if not layers or places:
         return "there are parameters outside Linear layers"
+    if layers[-1].activation is not None:
+        return "an activation follows the last layer"
     return layers
 
 
 def activation_of(module: nn.Module) -> Activation | None:
     """The activation of a module whose derivative can be had from its output, else None."""
-    aten = torch.ops.aten
-    match module:
-        case nn.ReLU():
-            return Activation(torch.relu_, lambda d, z: aten.threshold_backward(d, z, 0))
-        case nn.Tanh():
-            return Activation(torch.tanh_, aten.tanh_backward)
-        case nn.Sigmoid():
-            return Activation(torch.sigmoid_, aten.sigmoid_backward)
-        case nn.LeakyReLU() if module.negative_slope > 0:
-            slope = module.negative_slope
-            return Activation(
-                lambda h: F.leaky_relu_(h, slope), lambda d, z: aten.leaky_relu_backward(d, z, slope, True)
-            )
+    aten, kind = torch.ops.aten, type(module)  # a subclass may do something else
+    if kind is nn.ReLU:
+        return Activation(torch.relu_, lambda d, z: aten.threshold_backward(d, z, 0))
+    if kind is nn.Tanh:
+        return Activation(torch.tanh_, aten.tanh_backward)
+    if kind is nn.Sigmoid:
+        return Activation(torch.sigmoid_, aten.sigmoid_backward)
+    if isinstance(module, nn.LeakyReLU) and kind is nn.LeakyReLU and module.negative_slope > 0:
+        slope = module.negative_slope
+        return Activation(lambda h: F.leaky_relu_(h, slope), lambda d, z: aten.leaky_relu_backward(d, z, slope, True))
     return None
 
 

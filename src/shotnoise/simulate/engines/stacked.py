@@ -1,6 +1,8 @@
 """Any model: stacked parameters through `torch.func`; where that cannot trace it, one run after the other."""
 
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -91,22 +93,28 @@ class Stacked(_AnyModel):
         self._common_outputs = torch.func.vmap(self._output, in_dims=(0, None))
 
     def _minibatch(self, weights: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        with quiet():
+        with _traced():
             gradients, losses = self._own(weights, *self.gathered(batch))
         return losses.detach(), gradients.detach()
 
     def _shared(self, weights: Tensor, inputs: Samples, targets: Samples) -> tuple[Tensor, Tensor]:
-        with quiet():
+        with _traced():
             gradients, losses = self._common(weights, inputs, targets)
         return losses.detach(), gradients.detach()
 
     def _losses(self, weights: Tensor, inputs: Samples, targets: Samples) -> Tensor:
-        with quiet(), torch.no_grad():
-            return self._common_losses(weights, inputs, targets)
+        with _traced(), torch.no_grad():
+            try:
+                return self._common_losses(weights, inputs, targets)
+            except RuntimeError:  # recurrent layers have no batching rule where no gradient is asked for
+                return self._shared(weights, inputs, targets)[0]
 
     def _outputs(self, weights: Tensor, inputs: Samples) -> Tensor:
-        with quiet(), torch.no_grad():
-            return self._common_outputs(weights, inputs)
+        with _traced(), torch.no_grad():
+            try:
+                return self._common_outputs(weights, inputs)
+            except RuntimeError:
+                return torch.stack([self._output(w, inputs) for w in weights])
 
 
 class OneByOne(_AnyModel):
@@ -138,6 +146,14 @@ class OneByOne(_AnyModel):
     def _each(self, function: Callable[[int, Tensor], tuple[Tensor, Tensor]], weights: Tensor) -> tuple[Tensor, Tensor]:
         found = [function(r, w) for r, w in enumerate(weights)]
         return torch.stack([loss for loss, _ in found]), torch.stack([g for _, g in found])
+
+
+@contextmanager
+def _traced() -> Iterator[None]:
+    """`quiet`, and without torch's remark that an operation is not batched: slower is all that it says."""
+    with warnings.catch_warnings(), quiet():
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        yield
 
 
 def _run(tree: Samples, r: int) -> Any:
