@@ -12,7 +12,7 @@ from model_cases import Recurrent
 from shotnoise.errors import InputError
 from shotnoise.simulate.engines import choose
 from shotnoise.simulate.engines.dense import Dense
-from shotnoise.simulate.statistics import moments, pooled_variance, trace_variance
+from shotnoise.simulate.statistics import moments, trace_variance
 
 SGD = sn.rules.SGD
 
