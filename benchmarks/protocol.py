@@ -24,11 +24,18 @@ PACKAGES = (
     "opacus",
     "nngeometry",
     "curvlinops-for-pytorch",
+    "jax",
+    "jaxlib",
 )
 
 
 def cpu_seconds(methods: Mapping[str, Callable[[], Any]], rounds: int = 15) -> dict[str, list[float]]:
-    """CPU seconds of each call: two warm-up calls, then `rounds` rounds with one turn for every method.
+    """CPU seconds of each call; see `clocked`."""
+    return {name: [cpu for cpu, _ in calls] for name, calls in clocked(methods, rounds).items()}
+
+
+def clocked(methods: Mapping[str, Callable[[], Any]], rounds: int = 15) -> dict[str, list[tuple[float, float]]]:
+    """CPU and wall seconds of each call: two warm-up calls, then `rounds` rounds with one turn for every method.
 
     Each round begins with another method. A turn of a fast method is an untimed call and a timed one: after a method
     that takes gigabytes, the next one would pay for memory that was given back to the system. The garbage collector
@@ -36,8 +43,8 @@ def cpu_seconds(methods: Mapping[str, Callable[[], Any]], rounds: int = 15) -> d
     """
     if rounds < FEWEST:
         raise ValueError(f"rounds={rounds}: the minimum of fewer than {FEWEST} calls says little")
-    warm_up = {name: min(_call(method), _call(method)) for name, method in methods.items()}
-    taken: dict[str, list[float]] = {name: [] for name in methods}
+    warm_up = {name: min(_call(method), _call(method))[0] for name, method in methods.items()}
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in methods}
     names = list(methods)
     for turn in range(rounds):
         start = turn % len(names)
@@ -50,13 +57,13 @@ def cpu_seconds(methods: Mapping[str, Callable[[], Any]], rounds: int = 15) -> d
     return taken
 
 
-def _call(method: Callable[[], Any]) -> float:
+def _call(method: Callable[[], Any]) -> tuple[float, float]:
     gc.collect()
     gc.disable()
     try:
-        start = time.process_time()
+        start, wall = time.process_time(), time.perf_counter()
         method()
-        return time.process_time() - start
+        return time.process_time() - start, time.perf_counter() - wall
     finally:
         gc.enable()
 

@@ -1,0 +1,65 @@
+"""Timing of ensembles: microseconds per run-step, at the number of runs side by side that suits a method best."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from protocol import FEWEST, clocked
+
+CHUNKS = (32, 64, 128, 256, 512)
+
+
+@dataclass(frozen=True)
+class Work:
+    """A call and the run-steps that it takes."""
+
+    call: Callable[[], Any]
+    run_steps: int
+    runs: int | None = None  # side by side
+
+
+Maker = Callable[[int], Work]
+
+
+def at_best_chunks(makers: Mapping[str, Maker]) -> dict[str, Work]:
+    return {name: make(best_chunk(make)) for name, make in makers.items()}
+
+
+def best_chunk(make: Maker) -> int:
+    """The number of runs side by side with the cheapest run-step, the sizes taking turns."""
+    works = {runs: make(runs) for runs in CHUNKS}
+    taken = clocked({str(runs): work.call for runs, work in works.items()}, FEWEST)
+    return min(CHUNKS, key=lambda runs: min(taken[str(runs)])[0] / works[runs].run_steps)
+
+
+def timed(works: Mapping[str, Work], rounds: int) -> dict[str, dict[str, Any]]:
+    """By method: CPU microseconds per run-step (smallest and median), and the largest share of cores it ever kept."""
+    taken = clocked({name: work.call for name, work in works.items()}, rounds)
+    rows = {}
+    for name, work in works.items():
+        cpu = sorted(seconds for seconds, _ in taken[name])
+        rows[name] = {
+            "us": 1e6 * cpu[0] / work.run_steps,
+            "us_median": 1e6 * cpu[len(cpu) // 2] / work.run_steps,
+            "us_wall": 1e6 * min(wall for _, wall in taken[name]) / work.run_steps,
+            "cores": max(seconds / wall for seconds, wall in taken[name]),
+            "calls": len(cpu),
+            "run_steps": work.run_steps,
+            "runs": work.runs,
+        }
+    return rows
+
+
+def sgemm_gflops(size: int = 2048, repeats: int = 10) -> float:
+    """What torch reaches on one thread for a product of two square float32 matrices, at best."""
+    a, b = torch.randn(2, size, size)
+    torch.mm(a, b)
+    seconds = []
+    for _ in range(repeats):
+        start = time.process_time()
+        torch.mm(a, b)
+        seconds.append(time.process_time() - start)
+    return 2e-9 * size**3 / min(seconds)
