@@ -3,6 +3,7 @@ import json
 import math
 import operator
 import pickle
+import re
 from fractions import Fraction
 from functools import partial
 
@@ -39,7 +40,7 @@ ALL = [
 
 def named(value):
     """An id without the address of a function, which differs between processes."""
-    return getattr(value, "__name__", None) or repr(value)
+    return getattr(value, "__name__", None) or re.sub(" at 0x[0-9a-f]+", "", repr(value))
 
 
 def halving(t):
