@@ -28,9 +28,10 @@ format: $(READY) ## format and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: .venv-peers/.ready ## CPU time and memory beside other libraries (some minutes)
+bench: .venv-peers/.ready ## CPU time and memory beside other libraries (half an hour)
 	.venv-peers/bin/python benchmarks/per_sample.py
 	.venv-peers/bin/python benchmarks/memory.py
+	.venv-peers/bin/python benchmarks/ensembles.py
 
 bench-mnist: .venv-peers/.ready ## a full pass over MNIST; needs SHOTNOISE_DATA
 	.venv-peers/bin/python benchmarks/full_pass.py

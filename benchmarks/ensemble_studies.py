@@ -33,7 +33,7 @@ from ensemble_cases import (
 from ensemble_timing import Work, timed
 from protocol import FEWEST, clocked
 
-REGRESSION_RUNS, REGRESSION_STEPS = 1024, 200
+REGRESSION_RUNS, REGRESSION_STEPS = 1024, 500
 CHECKED_RUNS, CHECKED_STEPS, TOLERANCE = 8, 50, 1e-4
 STORE_RUNS, STORE_STEPS = 2048, 100
 RUNS, STEPS = 1000, 1000  # of the teacher-student study, and of the part of it that stands for all

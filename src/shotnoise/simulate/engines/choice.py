@@ -73,8 +73,8 @@ def _holds(engine: Engine, online: bool) -> str | None:
     noise = torch.randn(weights.shape[1], generator=torch.Generator().manual_seed(0), dtype=weights.dtype)
     weights[1] += 0.1 * noise.to(weights)
     batch = _samples(problem, indices) if online else indices
-    expected = OneByOne(problem).minibatch(weights, batch)
     try:
+        expected = OneByOne(problem).minibatch(weights, batch)
         found = engine.minibatch(weights, batch)
     except Exception as error:  # whatever a user's model makes of being traced
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
