@@ -250,7 +250,8 @@ def test_every_variable_says_what_it_is(everything, exact):
 
 
 def test_every_word_of_the_glossary_is_used(everything):
-    assert set(results.GLOSSARY) <= set(everything.data_vars)
+    first = list(results.GLOSSARY).index("gradient_variance")  # from here on the words of simulate and predict
+    assert set(list(results.GLOSSARY)[:first]) <= set(everything.data_vars)
 
 
 def test_a_word_that_is_not_in_the_glossary_is_refused():

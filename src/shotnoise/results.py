@@ -76,6 +76,8 @@ SUFFIXES = {
 
 def dataset(variables: Mapping[str, Any], coordinates: Mapping[str, Any], attributes: Mapping[str, Any]) -> xr.Dataset:
     """A result whose variables carry their meaning and unit from the glossary."""
+    for name in variables:
+        _ = GLOSSARY[name.removesuffix("_stderr").removeprefix("layer_")]  # a word that is not there is a KeyError
     return describe(xr.Dataset(dict(variables), dict(coordinates), dict(attributes)))
 
 
@@ -95,13 +97,13 @@ def meaning_of(name: str) -> tuple[str, str]:
     """
     if name in GLOSSARY:
         return GLOSSARY[name]
+    if name.startswith("layer_") and not name.endswith("_stderr"):
+        meaning, unit = meaning_of(name.removeprefix("layer_"))
+        return f"{meaning}, by layer", unit
     for suffix, words in SUFFIXES.items():
         if name.endswith(suffix):
             meaning, unit = meaning_of(name.removesuffix(suffix))
             return words.format(meaning), unit
-    if name.startswith("layer_"):
-        meaning, unit = meaning_of(name.removeprefix("layer_"))
-        return f"{meaning}, by layer", unit
     return name, ""
 
 

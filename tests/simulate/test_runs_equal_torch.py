@@ -511,7 +511,7 @@ def test_records_that_cannot_be(record, why):
 
 
 def test_records_that_a_problem_does_not_have():
-    with pytest.raises(InputError, match="record='accuracy' needs classes, and the loss is 'mse'"):
+    with pytest.raises(InputError, match="record='accuracy' needs one class index per sample .* the loss is 'mse'"):
         simulated(problem("regression"), SGD(0.1), 4, record="accuracy")
     with pytest.raises(InputError, match=r"projection: a matrix \(k, parameters\) is needed, not \(4,\)"):
         sn.simulate.weights(np.ones(4))

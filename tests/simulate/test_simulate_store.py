@@ -81,7 +81,7 @@ def test_killed_and_started_again(tmp_path, whole):
 
 def test_interrupt_leaves_a_store_that_continues(tmp_path, whole):
     store = tmp_path / "a.zarr"
-    process = start(store, "workers", "2", "steps", "1000")
+    process = start(store, "workers", "2", "steps", "4000")
     wait_for_records(store, 2, process)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
@@ -89,7 +89,7 @@ def test_interrupt_leaves_a_store_that_continues(tmp_path, whole):
     before = records(store)
     assert 2 <= len(before) < 24
     times = [record.stat().st_mtime_ns for record in before]
-    case.run(store, 1000, shard=(1, 6), workers=1)
+    case.run(store, 4000, shard=(1, 12), workers=1)
     assert [record.stat().st_mtime_ns for record in before] == times  # nothing finished was computed again
     assert not sn.simulate.check(store).damaged
 
