@@ -1,5 +1,21 @@
 """What theory says before any training: exact answers where they exist, approximations that say so elsewhere."""
 
-from shotnoise.predict.regression import regression
+from shotnoise.predict.batch_polynomial import BatchPolynomial
+from shotnoise.predict.batch_report import batch_size_report
+from shotnoise.predict.linear_regression import (
+    RegressionPolynomials,
+    regression,
+    regression_polynomial,
+    regression_stability,
+    regression_stationary,
+)
 
-__all__ = ["regression"]
+__all__ = [
+    "BatchPolynomial",
+    "RegressionPolynomials",
+    "batch_size_report",
+    "regression",
+    "regression_polynomial",
+    "regression_stability",
+    "regression_stationary",
+]

@@ -18,29 +18,35 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shotnoise.predict.regression.least_squares import Array, LeastSquares
+from shotnoise.predict.linear_regression.least_squares import Array, LeastSquares
 
 ROWS = 2**17  # numbers of a slice of the data that stays in the cache with what is made of it
 
 
 @dataclass(frozen=True)
 class Moments:
-    """At one step: mean (k, p); covariance of each row by batch size (B, k, p, p); noise N (B, k, p, p)."""
+    """At one step: mean (k, p) or, where it depends on the batch size, (B, k, p); covariance of each row of W and of
+    each row of the minibatch gradient drawn there, (B, k, p, p)."""
 
     mean: Array
     covariance: Array
-    noise: Array
+    gradient_covariance: Array
 
 
 def moments(problem: LeastSquares, w0: Array, rates: Array, kappas: Array, momentum: float = 0.0) -> Iterator[Moments]:
-    """The moments at steps 0, 1, ..., len(rates). kappas (B,): variance factors of the batch sizes."""
+    """The moments at steps 0, 1, ..., len(rates). kappas (B,): variance factors of the batch sizes.
+
+    One more entry of the covariances, the last, is what kappa is multiplied with to first order: the noise along it is
+    that at the mean alone.
+    """
     mean, velocity = w0, np.zeros_like(w0)
-    shape = (len(kappas), *w0.shape, w0.shape[-1])
+    shape = (len(kappas) + 1, *w0.shape, w0.shape[-1])
     covariance, crossed, driven = np.zeros(shape), np.zeros(shape), np.zeros(shape)  # ww, wm, mm
-    hessian, identity, kappa = problem.hessian, np.eye(problem.p), kappas[:, None, None, None]
+    hessian, identity, kappa = problem.hessian, np.eye(problem.p), np.append(kappas, 1.0)[:, None, None, None]
     for t in range(len(rates) + 1):
-        noise = expected_noise(problem, mean, covariance)
-        yield Moments(mean, covariance, noise)
+        felt = np.concatenate([covariance[:-1], np.zeros_like(covariance[-1:])])
+        noise = kappa * expected_noise(problem, mean, felt)
+        yield Moments(mean, covariance, noise + hessian @ covariance @ hessian)
         if t == len(rates):
             return
         a = rates[t]
@@ -48,11 +54,11 @@ def moments(problem: LeastSquares, w0: Array, rates: Array, kappas: Array, momen
         if momentum:
             moved = covariance @ hessian + momentum * crossed  # cov(w, m') without the new noise
             fed = hessian @ moved + momentum * (np.swapaxes(crossed, -1, -2) @ hessian + momentum * driven)
-            driven = _symmetric(fed + kappa * noise)  # m'
+            driven = _symmetric(fed + noise)  # m'
             crossed = moved - a * driven  # cov(w', m') = cov(w, m') - a cov(m')
             covariance = _symmetric(covariance - a * (moved + np.swapaxes(moved, -1, -2)) + a**2 * driven)
         else:
-            covariance = _symmetric(contraction @ covariance @ contraction + a**2 * kappa * noise)
+            covariance = _symmetric(contraction @ covariance @ contraction + a**2 * noise)
         velocity = momentum * velocity + problem.gradient(mean)
         mean = mean - a * velocity
 

@@ -7,6 +7,7 @@ of W moves by itself, driven by the same batches.
 """
 
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
@@ -61,7 +62,7 @@ class LeastSquares:
 
     def loss(self, w: Array) -> Array:
         """L at weights (..., k, p)."""
-        half = self.x.dtype.type(0.5) if self.x.dtype != object else _half()
+        half = Fraction(1, 2) if self.x.dtype == object else 0.5
         data = half * (self.s * self.residuals(w) ** 2).sum((-2, -1)) / self.n
         return data + half * self.l2 * (w**2).sum((-2, -1))
 
@@ -74,34 +75,47 @@ class LeastSquares:
 
 
 def least_squares(
-    x: ArrayLike, y: ArrayLike, *, intercept: bool, weights: ArrayLike | None = None, l2: float = 0.0
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    intercept: bool,
+    weights: ArrayLike | None = None,
+    l2: Any = 0.0,
+    exact: bool = False,
 ) -> LeastSquares:
-    """Check the data and build the problem in float64.
+    """Check the data and build the problem in float64, or with exact=True in Fractions.
 
     Raises DataError for data that is not finite, InputError for shapes that do not fit.
     """
-    a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    if a.ndim != 2 or not len(a) or not a.shape[1]:
-        raise InputError(f"X: a matrix (samples, features) is needed, not an array {a.shape}")
-    b = b[:, None] if b.ndim == 1 else b
-    if b.ndim != 2 or len(b) != len(a):
-        raise InputError(f"y: {len(a)} targets (or rows of targets) are needed for X {a.shape}; got {np.shape(y)}")
-    for name, values in (("X", a), ("y", b)):
-        bad = np.argwhere(~np.isfinite(values))
+    given = (x, y, l2) if weights is None else (x, y, l2, weights)
+    X, Y, penalty, *rest = (fractions(v) if exact else np.asarray(v, np.float64) for v in given)
+    if X.ndim != 2 or not len(X) or not X.shape[1]:
+        raise InputError(f"X: a matrix (samples, features) is needed, not an array {X.shape}")
+    Y = Y[:, None] if Y.ndim == 1 else Y
+    if Y.ndim != 2 or len(Y) != len(X):
+        raise InputError(f"y: {len(X)} targets (or rows of targets) are needed for X {X.shape}; got {np.shape(y)}")
+    for name, values in (("X", X), ("y", Y)):
+        bad = np.argwhere(~np.isfinite(values.astype(float)))
         if len(bad):
             row, column = map(int, bad[0])
             raise DataError(
                 f"{name}[{row}, {column}] is {values[row, column]}: {len(bad)} entries of {name} are not finite"
             )
-    if not np.isfinite(l2):
+    if penalty.ndim or not np.isfinite(float(penalty)):
         raise InputError(f"l2={l2}: a finite number")
-    s = np.ones(len(a)) if weights is None else np.asarray(weights, np.float64)
-    if s.shape != (len(a),) or not np.isfinite(s).all() or (s < 0).any():
-        raise InputError(f"weights: {len(a)} finite numbers that are not negative, one per sample; got {s.shape}")
-    return LeastSquares(np.column_stack([a, np.ones(len(a))]) if intercept else a, b, s, float(l2))
+    one = fractions([1])[0] if exact else 1.0
+    s = rest[0] if rest else np.full(len(X), one)
+    if s.shape != (len(X),) or not np.isfinite(s.astype(float)).all() or (s < 0).any():
+        raise InputError(f"weights: {len(X)} finite numbers that are not negative, one per sample; got {s.shape}")
+    if intercept:
+        X = np.column_stack([X, np.full(len(X), one)])
+    return LeastSquares(X, Y, s, penalty.item())
 
 
-def _half() -> Any:
-    from fractions import Fraction
-
-    return Fraction(1, 2)
+def fractions(values: Any) -> Array:
+    """An object array of Fractions from ints, Fractions, strings such as "1/3" or floats, which are taken exactly."""
+    array = np.asarray(values, dtype=object)
+    try:
+        return np.array(np.vectorize(Fraction, otypes=[object])(array), dtype=object)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise InputError(f"exact arithmetic needs rational numbers: {error}") from error
