@@ -20,7 +20,7 @@ import numpy as np
 
 from shotnoise.predict.linear_regression.least_squares import Array, LeastSquares
 
-ROWS = 2**17  # numbers of a slice of the data that stays in the cache with what is made of it
+NUMBERS = 2**19  # of a slice of the data; what is made of it takes as much again
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,19 @@ def expected_noise(problem: LeastSquares, mean: Array, covariance: Array) -> Arr
         kicks = (problem.s**2 * (spread + own)) @ problem.products / problem.n
         return kicks.reshape(covariance.shape) - second
     kicks = np.zeros_like(covariance)
-    size = max(1, ROWS // problem.p)
+    size = max(1, NUMBERS // problem.p)
+    room = np.empty((min(size, problem.n), problem.p))
     for start in range(0, problem.n, size):
         some = slice(start, start + size)
         x, s = problem.x[some], problem.s[some] ** 2
+        kicked = room[: len(x)]
         for place in np.ndindex(covariance.shape[:2]):
-            spread = np.einsum("ij,ij->i", x @ covariance[place], x)
-            kicks[place] += x.T @ ((s * (spread + own[place[1], some]))[:, None] * x)
+            lengths = own[place[1], some]
+            if covariance[place].any():
+                np.matmul(x, covariance[place], out=kicked)
+                lengths = lengths + np.einsum("ij,ij->i", kicked, x)
+            np.multiply(np.sqrt(np.maximum(s * lengths, 0.0))[:, None], x, out=kicked)
+            kicks[place] += kicked.T @ kicked  # a product with itself takes half the work
     return kicks / problem.n - second
 
 
