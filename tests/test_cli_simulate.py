@@ -178,7 +178,7 @@ def test_a_dry_run_says_how_large_and_creates_nothing(config, tmp_path):
     ],
 )
 def test_the_time_depends_on_who_computes(config, monkeypatch, arguments, said):
-    monkeypatch.setattr(cli.experiment, "piece_seconds", lambda plan: [2.5] * PIECES)
+    monkeypatch.setattr(experiment, "piece_seconds", lambda plan: [2.5] * PIECES)
     assert re.search(f"time: {said}", run(config, "--dry-run", *arguments)[1])
 
 
@@ -197,7 +197,7 @@ def test_the_command_line_overrules_the_file(config, monkeypatch, more, argument
     config.write_text(CONFIG.replace("workers = 1\n", more))
     seen = []
     monkeypatch.setattr(
-        cli, "_dry_run", lambda job, finished: seen.append({"workers": job.workers, "scheduler": job.scheduler})
+        simulating, "_dry_run", lambda job, finished: seen.append({"workers": job.workers, "scheduler": job.scheduler})
     )
     assert run(config, "--dry-run", *arguments)[0] == 0 and seen == [expected]
 

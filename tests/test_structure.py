@@ -22,6 +22,7 @@ LEVELS = [
     ["results", "datasets", "population", "rules"],
     ["compare", "measure", "models", "predict", "simulate", "training"],
     ["experiment", "show"],
+    ["reproduce"],
     ["cli"],
 ]
 

@@ -23,7 +23,7 @@ from shotnoise.results import load, save
 from shotnoise.simulate import Simulate
 
 if TYPE_CHECKING:
-    from shotnoise import show
+    from shotnoise import reproduce, show
 
 __version__ = "0.1.0"
 
@@ -32,11 +32,11 @@ simulate = Simulate()
 
 
 def __getattr__(name: str) -> Any:
-    """`shotnoise.show` brings Matplotlib, which many a worker process never needs: loaded when first asked for."""
-    if name == "show":
+    """`show` and `reproduce` bring Matplotlib, which many a worker process never needs: loaded when first asked for."""
+    if name in ("show", "reproduce"):
         from importlib import import_module
 
-        return import_module("shotnoise.show")
+        return import_module(f"shotnoise.{name}")
     raise AttributeError(f"module 'shotnoise' has no attribute {name!r}")
 
 
@@ -56,6 +56,7 @@ __all__ = [
     "measure",
     "models",
     "predict",
+    "reproduce",
     "results",
     "rules",
     "sampling",

@@ -80,10 +80,10 @@ def batch_size_report(prediction: xr.Dataset, tolerance: float = 0.1) -> xr.Data
 
 def _increase(values: np.ndarray) -> np.ndarray:
     """Per quantity of (Q, B, T), the largest rise from a batch size to the next, relative to the step's largest."""
-    scale = np.abs(values).max(1, keepdims=True)
-    rise = np.diff(values, axis=1) / np.where(scale > 0, scale, 1.0)
-    finite = np.where(np.isfinite(rise), rise, 0.0)  # both infinite
-    return np.asarray(finite.max((1, 2)))
+    finite = np.where(np.isfinite(values), values, np.nan)  # what has overflowed has no size to compare
+    scale = np.fmax.reduce(np.abs(finite), axis=1, keepdims=True)
+    rise = np.diff(finite, axis=1) / np.where(scale > 0, scale, 1.0)
+    return np.nan_to_num(rise, nan=0.0).max((1, 2))
 
 
 def _doubling(values: np.ndarray, sizes: np.ndarray) -> np.ndarray:

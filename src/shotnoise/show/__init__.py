@@ -4,15 +4,18 @@ from shotnoise.files import check_writable
 from shotnoise.show.ensembles import ensemble
 from shotnoise.show.figures import conditional_variance, figures, noise_share, spectrum
 from shotnoise.show.layers import layers
+from shotnoise.show.prediction_report import prediction_report, prediction_sentences, prediction_sheet
+from shotnoise.show.predictions import against_batch_size, prediction
 from shotnoise.show.progress import ProgressReport, progress
 from shotnoise.show.reading import reading
 from shotnoise.show.report import report
 from shotnoise.show.scale import noise_scale
 from shotnoise.show.style import house_style, save
-from shotnoise.show.tables import table
+from shotnoise.show.tables import set_for_terminal, table
 
 __all__ = [
     "ProgressReport",
+    "against_batch_size",
     "check_writable",
     "conditional_variance",
     "ensemble",
@@ -21,10 +24,15 @@ __all__ = [
     "layers",
     "noise_scale",
     "noise_share",
+    "prediction",
+    "prediction_report",
+    "prediction_sentences",
+    "prediction_sheet",
     "progress",
     "reading",
     "report",
     "save",
+    "set_for_terminal",
     "spectrum",
     "table",
 ]

@@ -13,6 +13,7 @@ from shotnoise.show import stored
 from shotnoise.show.stored import VARIANCE
 from shotnoise.show.words import number, percent, with_stderr
 
+MOST_COMPARED = 60  # rows
 SIGNAL_AND_NOISE = ["signal ‖∇L‖²", "noise Tr Σ", "noise scale (samples)"]
 
 
@@ -29,7 +30,11 @@ def table(result: xr.Dataset, observed: xr.Dataset | None = None) -> Table:
     """The table for a terminal: one row per batch size (and step), with the variance, observed and share of
     noise.
     """
-    sheet = batch_sheet(result, observed)
+    return set_for_terminal(batch_sheet(result, observed))
+
+
+def set_for_terminal(sheet: Sheet) -> Table:
+    """A sheet as a table of Rich."""
     drawn = Table(
         title=Text(sheet.title), box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", title_style="bold"
     )
@@ -94,15 +99,21 @@ def layer_sheet(result: xr.Dataset) -> Sheet | None:
     return Sheet(f"Layers{where}", columns, rows)
 
 
-def agreement_sheet(agreement: Agreement) -> Sheet:
-    """One row per compared number: both values with their standard errors, and z between them."""
+def agreement_sheet(agreement: Agreement, compared: tuple[str, str] = ("measured", "observed")) -> Sheet:
+    """One row per compared number: both values with their standard errors, and z between them; of many, the "
+    "largest z."""
     rows = []
-    for row in agreement.rows:
+    shown = list(agreement.rows)
+    if len(shown) > MOST_COMPARED:
+        shown = sorted(shown, key=lambda row: -abs(row.z))[:MOST_COMPARED]
+    for row in shown:
         where = ", ".join(f"{dim.replace('_', ' ')} {_coordinate(at)}" for dim, at in row.where.items())
         first, second = with_stderr(row.a, row.a_stderr), with_stderr(row.b, row.b_stderr)
         rows.append([row.variable.replace("_", " "), where, first, second, f"{row.z:+.2f}"])
     title = f"Comparison, |z| up to {agreement.threshold:.2f} allowed"
-    return Sheet(title, ["variable", "where", "measured", "observed", "z"], rows)
+    if len(shown) < len(agreement.rows):
+        title += f"; the {len(shown)} largest of {len(agreement.rows):,}"
+    return Sheet(title, ["variable", "where", *compared, "z"], rows)
 
 
 def scale_cell(here: xr.Dataset) -> str:

@@ -1,5 +1,6 @@
 """`predict.regression`: exact mean, variance and loss of SGD on a linear regression, for all batch sizes at once."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -74,6 +75,7 @@ def regression(
     """
     sampling = WithoutReplacement() if sampling is None else sampling
     problem = least_squares(X, y, intercept=intercept, weights=weights, l2=l2)
+    _warn_of_mistakes(problem, intercept)
     start = starting_weights(w0, problem)
     rates = schedules.values(learning_rate, steps)
     check_momentum(momentum)
@@ -104,6 +106,22 @@ def regression(
     }
     kappas = np.array([sampling.variance_factor(b, problem.n) for b in batch_sizes])
     return _dataset(found, batch_sizes, kappas, rates, attributes)
+
+
+def _warn_of_mistakes(problem: LeastSquares, intercept: bool) -> None:
+    """What computes well but can hardly be meant."""
+    features = problem.x[:, : problem.p - intercept]
+    if problem.n < 3:
+        return
+    for j, column in enumerate(features.T):
+        if np.ptp(column) and (problem.y == column[:, None]).all(0).any():
+            warnings.warn(f"column {j} of X is the target itself; leave it out of the features", stacklevel=3)
+        if intercept and not np.ptp(column):
+            warnings.warn(
+                f"column {j} of X is constant, and intercept=True adds another: the loss then has a flat direction. "
+                "The prediction holds, the weights along it keep their start; drop the column",
+                stacklevel=3,
+            )
 
 
 def _fresh(

@@ -1,0 +1,62 @@
+"""`shotnoise reproduce ...`: figures of papers, made again."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from shotnoise import reproduce as recipes
+from shotnoise.cli.common import ERR, OUT, print_table, tell, warnings_as_lines
+from shotnoise.errors import InputError
+from shotnoise.reproduce import Reproduction
+from shotnoise.show.ensemble_progress import ensemble_progress
+from shotnoise.show.tables import set_for_terminal
+
+reproduce = typer.Typer(no_args_is_help=True, help="Make a paper's figure again: theory, simulation, verdict.")
+
+
+@reproduce.callback()
+def about() -> None:
+    """Make a paper's figure again: theory, simulation over it, and a verdict."""
+
+
+@reproduce.command("graduate-admission")
+def graduate_admission(
+    csv: Annotated[Path | None, typer.Option(help="Admission_Predict_Ver1.1.csv; without it embedded data.")] = None,
+    preset: Annotated[str, typer.Option(help="quick, or paper for the paper's numbers of runs.")] = "quick",
+    out: Annotated[Path, typer.Option(help="Folder for figures, page, numbers and the runs.")] = Path(
+        "reproduce/graduate-admission"
+    ),
+    seed: Annotated[int, typer.Option(help="Of first weights and batches.")] = 0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default one per core.")] = None,
+) -> None:
+    """Fig. 2 of "The Impact of the Mini-batch Size on the Variance of Gradients in SGD"."""
+    _folder(out)
+    try:
+        with warnings_as_lines(), ensemble_progress(ERR) as progress:
+            found = recipes.graduate_admission(
+                out, preset=preset, csv=csv, seed=seed, workers=workers, progress=progress
+            )
+    except KeyboardInterrupt:
+        tell(ERR, f"interrupted: finished runs are kept in {out}; the same command continues", "bold red")
+        raise typer.Exit(130) from None
+    _deliver(found, out)
+
+
+def _deliver(found: Reproduction, out: Path) -> None:
+    for sheet in found.tables:
+        print_table(set_for_terminal(sheet))
+    for sentence in found.sentences:
+        OUT.print(Text(f"• {sentence}"))
+    for path in found.save(out):
+        tell(ERR, f"wrote {path}")
+    if not found.holds:
+        raise typer.Exit(1)
+
+
+def _folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot make this folder ({error}); choose another one") from error
