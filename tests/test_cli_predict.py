@@ -44,7 +44,7 @@ class TestPredictRegression:
             "--report", page, "--figure", figure, "--json", out, "--save", store,
         )  # fmt: skip
         assert code == 0, err
-        assert "Step 20, exact" in said and "critical learning rate" in said
+        assert "Step 20, exact" in said and "critical rate" in said
         assert "A larger batch makes none of these larger" in said or "A larger batch can make it larger" in said
         assert all(f"wrote {path}" in err for path in (page, figure, out, store))
         data = sn.datasets.load("csv", path=table, target="price", drop=["no"])

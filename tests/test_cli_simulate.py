@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 import shotnoise as sn
 from shotnoise import cli, experiment
+from shotnoise.cli import simulating
 from shotnoise.errors import DataError, InputError
 from shotnoise.experiment.initial import Normal
 from shotnoise.show import ensemble_progress as progress_module

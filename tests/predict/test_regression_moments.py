@@ -171,3 +171,72 @@ class TestRefusals:
         step = int(result["overflow_step"].sel(batch_size=1))
         values = result["gradient_variance"].sel(batch_size=1).values
         assert 0 < step < 400 and np.isfinite(values[:step]).all() and np.isinf(values[step:]).all()
+
+
+class TestDifficultData:
+    """Precision and rank: the recursion against exact fractions, not against itself."""
+
+    def exact(self, x, y, w0, rate, steps, b, sampling):
+        as_fractions = [[[Fraction(v) for v in row] for row in m.tolist()] for m in (x, y[:, None], w0[None])]
+        return enumerated(*as_fractions, [Fraction(rate)] * steps, b, sampling)
+
+    @pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-6])
+    def test_badly_conditioned(self, scale):
+        rng = np.random.default_rng(0)
+        x = np.column_stack([rng.normal(size=4), scale * rng.normal(size=4)])  # condition number of C: scale^-2
+        y, w0 = rng.normal(size=4), rng.normal(size=2)
+        result = sn.predict.regression(x, y, w0, 0.3, [2], 2, loss_variance=True)
+        assert disagreements(result, self.exact(x, y, w0, 0.3, 2, 2, WITHOUT)) == []
+
+    def test_rank_deficient(self):
+        rng = np.random.default_rng(1)
+        x = rng.normal(size=(4, 1)) @ rng.normal(size=(1, 3))
+        y, w0 = rng.normal(size=4), rng.normal(size=3)
+        result = sn.predict.regression(x, y, w0, 0.2, [1], 2, sampling=WITH, loss_variance=True)
+        assert disagreements(result, self.exact(x, y, w0, 0.2, 2, 1, WITH)) == []
+
+    def test_a_perfect_fit_has_no_noise_once_it_is_reached(self):
+        rng = np.random.default_rng(2)
+        x, w = rng.normal(size=(8, 3)), rng.normal(size=3)
+        result = sn.predict.regression(x, x @ w, w, 0.1, [1, 4], 20)
+        assert float(result["gradient_variance"].max()) < 1e-28 and float(result["loss"].max()) < 1e-28
+
+    def test_single_precision_in_is_the_same_numbers_in_double(self):
+        rng = np.random.default_rng(3)
+        x, y = rng.normal(size=(9, 2)).astype(np.float32), rng.normal(size=9).astype(np.float32)
+        single = sn.predict.regression(x, y, np.ones(2, np.float32), 0.1, [2], 10)
+        double = sn.predict.regression(x.astype(float), y.astype(float), np.ones(2), 0.1, [2], 10)
+        assert single.equals(double) and single["loss"].dtype == np.float64
+
+    def test_zeros_and_one_sample(self):
+        flat = sn.predict.regression(np.zeros((2, 3)), [1.0, 2.0], np.ones(3), 0.1, [1], 3)
+        assert float(flat["gradient_variance"].max()) == 0 and float(flat["loss"][0, -1]) == pytest.approx(1.25)
+        one = sn.predict.regression([[2.0]], [1.0], [0.0], 0.1, [1], 3)
+        assert float(one["gradient_variance"].max()) == 0
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in range(1, 9))])
+def test_random_problems_against_runs(seed):
+    """Shapes, schedules, momentum, penalty, sampling and precision drawn at random; 1e-5 false alarms each."""
+    rng = np.random.default_rng(seed)
+    n, p, k, b = (int(rng.integers(*ends)) for ends in ((5, 30), (1, 7), (1, 3), (2, 5)))
+    sampling = [WITH, WITHOUT][rng.integers(2)]
+    x, y = rng.normal(size=(n, p)), rng.normal(size=(n, k))
+    dtype = [torch.float32, torch.float64][rng.integers(2)]
+    model = torch.nn.Linear(p, k, dtype=dtype)
+    l2, momentum = float(rng.uniform(0, 0.2)), float(rng.uniform(0, 0.8))
+    limit = sn.predict.regression_stability(x, [b], sampling=sampling, intercept=True, l2=l2, momentum=momentum)
+    rule = sn.rules.SGD(
+        sn.schedules.InverseTime(0.4 * limit["critical_learning_rate"].item(), float(rng.uniform(0, 0.1))),
+        momentum=momentum,
+    )
+    problem = sn.Problem(model, "mse", torch.tensor(x, dtype=dtype), torch.tensor(y, dtype=dtype), l2=l2)
+    names = ["loss", "gradient_norm_sq", "gradient_variance", "full_gradient_variance"]
+    runs = sn.simulate(problem, rule, [b], 20, 2000, sampling=sampling, record=names, every=5, seed=seed, workers=1)
+    start = np.column_stack([model.weight.detach().double(), model.bias.detach().double()])
+    theory = sn.predict.regression(
+        x, y, start, rule.learning_rate, [b], 20, intercept=True, l2=l2, momentum=momentum, sampling=sampling
+    )
+    later = runs["step"].values[1:]
+    verdict = sn.compare(theory.sel(step=later), sn.simulate.summary(runs).sel(step=later), variables=names, alarm=1e-5)
+    assert verdict.agrees, verdict.sentence

@@ -79,7 +79,7 @@ def test_the_law_in_words(predicted):
 def test_the_table(predicted):
     limits = xr.Dataset({"critical_learning_rate": ("batch_size", np.ones(4))}, {"batch_size": SIZES})
     sheet = show.prediction_sheet(predicted, sn.predict.batch_size_report(predicted), limits)
-    assert sheet.columns[-3:] == ["M", "M_V", "critical learning rate"] and [row[0] for row in sheet.rows] == [
+    assert sheet.columns[-3:] == ["M", "M_V", "critical rate"] and [row[0] for row in sheet.rows] == [
         "1",
         "2",
         "4",

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from shotnoise.show.style import GREY, MARKERS, colours
 
 STEP_LABEL = "step $t$ (updates done)"
+MANY = 20  # steps, of which only round numbers are named
 BATCH_LABEL = "batch size $b$ (samples)"
 
 
@@ -57,7 +58,9 @@ def step_axis(axes: Axes, steps: list[int]) -> None:
     if len(later) > 2 and later[-1] / later[0] > 30:
         axes.set_xscale("symlog", linthresh=later[0], linscale=0.5)
         decades = np.log10(later[-1] / later[0])
-        ticks = spaced([float(step) for step in later], decades / 6)
+        round_ones = [step for step in later if str(step).rstrip("0") in {"1", "2", "5"}]
+        named = round_ones if len(later) > MANY and len(round_ones) > 2 else later
+        ticks = spaced([float(step) for step in named], decades / 6)
         _fixed_ticks(axes, [0.0, *ticks] if 0 in steps else ticks)
         axes.set_xlim(-0.25 * later[0] if 0 in steps else later[0] / 1.3, later[-1] * 1.3)
     axes.set_xlabel(STEP_LABEL)

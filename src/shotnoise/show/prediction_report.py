@@ -93,7 +93,7 @@ def prediction_sheet(
     columns = ["batch size", *(name.replace("_", " ") for name in shown)]
     noted = [name for name in ("noise_floor", "noise_slope") if advice is not None and name in advice]
     columns += [{"noise_floor": "M", "noise_slope": "M_V"}[name] for name in noted]
-    columns += ["critical learning rate"] * (limits is not None)
+    columns += ["critical rate"] * (limits is not None)
     rows = []
     for b in predicted["batch_size"].values:
         cells = [f"{int(b):,}"] + [number(float(last[name].sel(batch_size=b))) for name in shown]

@@ -53,7 +53,8 @@ def prediction(
     )
     handles = [Line2D([], [], color=look.colour) for look in looks(len(sizes))]
     labels = [f"$b$ = {b:,}" for b in sizes]
-    _explain(handles, labels, simulated is not None)
+    if simulated is not None:
+        _explain(handles, labels)
     legend(figure, handles, labels)
     return figure
 
@@ -101,7 +102,8 @@ def against_batch_size(
     note(axes, words)
     handles = [Line2D([], [], color=look.colour) for look in looks(len(steps))]
     labels = [f"step {t:,}" for t in steps]
-    _explain(handles, labels, simulated is not None)
+    if simulated is not None:
+        _explain(handles, labels)
     if fitted is not None:
         handles.append(Line2D([], [], color=GREY, ls="--", lw=1.0))
         labels.append(str(fitted.attrs.get("fit", "fit")))
@@ -129,12 +131,9 @@ def _marks(axes: Axes, here: xr.Dataset, name: str, look: Look, along: str = "st
     bars.lines[0].set_gid(f"simulated {name}")
 
 
-def _explain(handles: list[Line2D], labels: list[str], simulated: bool) -> None:
-    handles.append(Line2D([], [], color=BLACK))
-    labels.append("exact")
-    if simulated:
-        handles.append(Line2D([], [], color=BLACK, marker="o", ms=4, mfc="white", ls=""))
-        labels.append("simulated,\n95 % intervals")
+def _explain(handles: list[Line2D], labels: list[str]) -> None:
+    handles += [Line2D([], [], color=BLACK), Line2D([], [], color=BLACK, marker="o", ms=4, mfc="white", ls="")]
+    labels += ["exact", "simulated,\n95 % intervals"]
 
 
 def _ticks(sizes: np.ndarray) -> list[int]:
