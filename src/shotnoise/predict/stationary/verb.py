@@ -108,11 +108,11 @@ def gaussian(
     """Where SGD settles on a linear model with label noise, input noise and penalty together; exact, at any rate.
 
     Fresh Gaussian samples at every step, zero-mean: features x = x~ + eta with covariances feature_covariance A (p, p)
-    and input_covariance B (default none), labels u^T x~ + eps; loss 1/2 (x^T w - y)^2 + 1/2 w^T Gamma w. A
-    covariance may be a matrix, or a vector: its diagonal. l2: Gamma, a number or a symmetric matrix, of any sign. target: u (p,),
-    needed with input noise or a penalty; without it weights are counted from u. learning_rate: a number, a sequence
-    (dimension `learning_rate`), or one symmetric positive definite matrix (p, p). batch_size: a number or a sequence
-    (dimension `batch_size`). Momentum as in PyTorch, m <- mu m + g, w <- w - Lambda m.
+    and input_covariance B (default none), labels u^T x~ + eps; loss 1/2 (x^T w - y)^2 + 1/2 w^T Gamma w.
+    A covariance may be a matrix, or a vector: its diagonal. l2: Gamma, a number or a symmetric matrix, of any sign.
+    target: u (p,), needed with input noise or a penalty; without it weights are counted from u. learning_rate: a
+    number, a sequence (dimension `learning_rate`), or one symmetric positive definite matrix (p, p). batch_size: a
+    number or a sequence (dimension `batch_size`). Momentum as in PyTorch, m <- mu m + g, w <- w - Lambda m.
     fourth_moment: for features that are not Gaussian, the map S -> E[x x^T S x x^T] or the tensor E[x_i x_j x_k x_l];
     not together with input noise.
 
@@ -139,13 +139,17 @@ def gaussian(
         feature_covariance, label_variance=label_variance, input_covariance=input_covariance, l2=l2, target=target,
         fourth=fourth_moment,
     )  # fmt: skip
+    return solved(model, Grid.of(learning_rate, batch_size, len(model.clean)), momentum)[0]
+
+
+def solved(model: LinearModel, grid: Grid, momentum: float, shown: Grid | None = None) -> tuple[xr.Dataset, Modes]:
+    """The result of `gaussian`, and the coordinates it was had in.
+
+    shown: the learning rates and batch sizes to label it with, if not those of the grid.
+    """
+    shown = grid if shown is None else shown
     check_momentum(momentum)
-    grid = Grid.of(learning_rate, batch_size, len(model.clean))
     modes = Modes.of(model.features, model.penalty, grid.rates.root, momentum, model.fourth)
-    return _answer(model, modes, grid)
-
-
-def _answer(model: LinearModel, modes: Modes, grid: Grid) -> xr.Dataset:
     p, T, shape = len(model.clean), modes.basis, (len(grid.rates.multiples), len(grid.sizes))
     weights, noise = np.full((2, *shape, p, p), np.nan)
     kappa, decay = np.full((2, *shape), np.nan)
@@ -164,15 +168,15 @@ def _answer(model: LinearModel, modes: Modes, grid: Grid) -> xr.Dataset:
             decay[i, j] = modes.decay(c, 1 / S)
     train, test = model.losses(weights)
     found = {
-        "weight_covariance": grid.variable(weights, *MATRIX),
-        "noise_covariance": grid.variable(noise, *MATRIX),
-        "train_loss": grid.variable(train),
-        "test_loss": grid.variable(test),
-        "kappa": grid.variable(kappa),
-        "second_moment_rate": grid.variable(decay),
-        "status": grid.variable(status),
-        "critical_learning_rate": grid.variable(critical, over="batch_size"),
-        "critical_batch_size": grid.variable(batches, over="learning_rate"),
+        "weight_covariance": shown.variable(weights, *MATRIX),
+        "noise_covariance": shown.variable(noise, *MATRIX),
+        "train_loss": shown.variable(train),
+        "test_loss": shown.variable(test),
+        "kappa": shown.variable(kappa),
+        "second_moment_rate": shown.variable(decay),
+        "status": shown.variable(status),
+        "critical_learning_rate": shown.variable(critical, over="batch_size"),
+        "critical_batch_size": shown.variable(batches, over="learning_rate"),
         "mean_critical_learning_rate": ((), modes.mean_critical),
         "mean_weights": (("parameter",), np.full(p, np.nan) if modes.unstable else model.minimum),
     }
@@ -182,4 +186,4 @@ def _answer(model: LinearModel, modes: Modes, grid: Grid) -> xr.Dataset:
         "parameters": p,
         "momentum": modes.momentum,
     }
-    return results.dataset(found, grid.coordinates, attributes)
+    return results.dataset(found, shown.coordinates, attributes), modes
