@@ -1,5 +1,6 @@
 """What theory says before any training: exact answers where they exist, approximations that say so elsewhere."""
 
+from shotnoise.predict import stationary
 from shotnoise.predict.batch_polynomial import BatchPolynomial
 from shotnoise.predict.batch_report import batch_size_report
 from shotnoise.predict.linear_regression import (
@@ -18,4 +19,5 @@ __all__ = [
     "regression_polynomial",
     "regression_stability",
     "regression_stationary",
+    "stationary",
 ]

@@ -1,0 +1,27 @@
+"""Where SGD settles, how widely it fluctuates, and when it never settles: discrete time, exact minibatch noise."""
+
+from shotnoise.predict.stationary.decay import optimal_weight_decay
+from shotnoise.predict.stationary.finite import finite_data, high_dimensional, high_dimensional_limit
+from shotnoise.predict.stationary.rivals import rivals
+from shotnoise.predict.stationary.scaling import linear_scaling
+from shotnoise.predict.stationary.second_order import damped_newton, natural_gradient
+from shotnoise.predict.stationary.stability import critical_batch_size, critical_learning_rate, critical_width
+from shotnoise.predict.stationary.verb import gaussian, input_noise, label_noise, regularised
+
+__all__ = [
+    "critical_batch_size",
+    "critical_learning_rate",
+    "critical_width",
+    "damped_newton",
+    "finite_data",
+    "gaussian",
+    "high_dimensional",
+    "high_dimensional_limit",
+    "input_noise",
+    "label_noise",
+    "linear_scaling",
+    "natural_gradient",
+    "optimal_weight_decay",
+    "regularised",
+    "rivals",
+]
