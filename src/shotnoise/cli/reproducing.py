@@ -44,15 +44,48 @@ def graduate_admission(
     _deliver(found, out)
 
 
+@reproduce.command("strength-of-noise")
+def strength_of_noise(
+    figure: Annotated[str, typer.Argument(help="fig3, fig4, fig5 or fig6; all for one after the other.")] = "all",
+    preset: Annotated[str, typer.Option(help="quick, or paper for more runs (and 1,000 features in fig6).")] = "quick",
+    out: Annotated[Path, typer.Option(help="Folder for figures, pages, numbers and the runs.")] = Path(
+        "reproduce/strength-of-noise"
+    ),
+    seed: Annotated[int, typer.Option(help="Of weights, data and batches.")] = 0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default one per core.")] = None,
+) -> None:
+    """Figures of "Strength of Minibatch Noise in SGD" on linear models."""
+    _folder(out)
+    made = []
+    for name in recipes.STRENGTH_OF_NOISE if figure == "all" else [figure]:
+        try:
+            with warnings_as_lines(), ensemble_progress(ERR) as progress:
+                made.append(
+                    recipes.strength_of_noise(out, name, preset=preset, seed=seed, workers=workers, progress=progress)
+                )
+        except KeyboardInterrupt:
+            tell(ERR, f"interrupted: finished runs are kept in {out}; the same command continues", "bold red")
+            raise typer.Exit(130) from None
+        folder = out / name
+        _folder(folder)
+        _show(made[-1], folder)
+    if not all(found.holds for found in made):
+        raise typer.Exit(1)
+
+
 def _deliver(found: Reproduction, out: Path) -> None:
+    _show(found, out)
+    if not found.holds:
+        raise typer.Exit(1)
+
+
+def _show(found: Reproduction, out: Path) -> None:
     for sheet in found.tables:
         print_table(set_for_terminal(sheet))
     for sentence in found.sentences:
         OUT.print(Text(f"• {sentence}"))
     for path in found.save(out):
         tell(ERR, f"wrote {path}")
-    if not found.holds:
-        raise typer.Exit(1)
 
 
 def _folder(out: Path) -> None:

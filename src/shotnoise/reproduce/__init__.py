@@ -2,5 +2,7 @@
 
 from shotnoise.reproduce.graduate_admission import graduate_admission
 from shotnoise.reproduce.reproduction import Reproduction
+from shotnoise.reproduce.strength_of_noise import FIGURES as STRENGTH_OF_NOISE
+from shotnoise.reproduce.strength_of_noise import strength_of_noise
 
-__all__ = ["Reproduction", "graduate_admission"]
+__all__ = ["STRENGTH_OF_NOISE", "Reproduction", "graduate_admission", "strength_of_noise"]

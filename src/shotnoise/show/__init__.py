@@ -11,6 +11,7 @@ from shotnoise.show.reading import reading
 from shotnoise.show.report import report
 from shotnoise.show.scale import noise_scale
 from shotnoise.show.style import house_style, save
+from shotnoise.show.sweeps import ellipses, sweeps
 from shotnoise.show.tables import set_for_terminal, table
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "against_batch_size",
     "check_writable",
     "conditional_variance",
+    "ellipses",
     "ensemble",
     "figures",
     "house_style",
@@ -34,5 +36,6 @@ __all__ = [
     "save",
     "set_for_terminal",
     "spectrum",
+    "sweeps",
     "table",
 ]
