@@ -1,6 +1,7 @@
 """Where SGD settles, how widely it fluctuates, and when it never settles: discrete time, exact minibatch noise."""
 
 from shotnoise.predict.stationary.decay import optimal_weight_decay
+from shotnoise.predict.stationary.dissipation import dissipation_terms, fluctuation_dissipation
 from shotnoise.predict.stationary.finite import finite_data, high_dimensional, high_dimensional_limit
 from shotnoise.predict.stationary.hill import hill
 from shotnoise.predict.stationary.rivals import rivals
@@ -15,7 +16,9 @@ __all__ = [
     "critical_learning_rate",
     "critical_width",
     "damped_newton",
+    "dissipation_terms",
     "finite_data",
+    "fluctuation_dissipation",
     "gaussian",
     "high_dimensional",
     "high_dimensional_limit",

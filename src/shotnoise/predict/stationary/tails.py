@@ -41,8 +41,8 @@ def tail_index(
 
     The paper's formula is exact at beta = 2, the limit of the variance, and only there: it is within 10 % near it (and
     for S = 1, a lambda <= 1), 10-60 % too large, too light a tail, for beta much above 2, 30-90 % too small below 1,
-    and negative for a lambda > 2 where a law may still exist. The continuous-time one is right nowhere: even for lambda to
-    0 the tail is made of large deviations, beta -> 1.7956 S / (a lambda).
+    and negative for a lambda > 2 where a law may still exist. The continuous-time one is right nowhere: even for lambda
+    to 0 the tail is made of large deviations, beta -> 1.7956 S / (a lambda).
     Source: Proposition 7, eq. 90-97 of Ziyin et al. (2022); Kesten (1973), Goldie (1991). Error of the root about
     1e-10.
 
