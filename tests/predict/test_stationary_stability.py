@@ -150,14 +150,15 @@ def test_with_label_noise_its_sign_is_that_of_one_minus_the_strength(strength):
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
 def test_several_dimensions_against_the_general_solver(momentum):
     u = np.array([1.0, -2.0])
-    rate = 0.6 * float(st.critical_learning_rate(A, 6, momentum)["mean_critical_learning_rate"])
-    r = st.optimal_weight_decay(A, u, rate, 6, label_variance=0.2, momentum=momentum)
+    rate = 1.01 * float(st.critical_learning_rate(A, 20, momentum)["critical_learning_rate"])
+    assert np.isnan(st.optimal_weight_decay(A, u, 3 * rate, 20, momentum=momentum)["optimal_l2"])
+    r = st.optimal_weight_decay(A, u, rate, 20, label_variance=0.2, momentum=momentum)
     low, best, high = (float(r[name]) for name in ("lowest_l2", "optimal_l2", "highest_l2"))
-    assert radius(rate, 6, momentum, low) == pytest.approx(1, abs=1e-9)
-    assert radius(rate, 6, momentum, high) == pytest.approx(1, abs=1e-9)
+    assert radius(rate, 20, momentum, low) == pytest.approx(1, abs=1e-9)
+    assert radius(rate, 20, momentum, high) == pytest.approx(1, abs=1e-9)
 
     def loss(gamma):
-        return float(st.regularised(A, u, gamma, rate, 6, momentum, 0.2)["test_loss"])
+        return float(st.regularised(A, u, gamma, rate, 20, momentum, 0.2)["test_loss"])
 
     assert loss(best) == pytest.approx(float(r["test_loss"]), rel=1e-9)
     assert all(loss(best) < loss(g) for g in np.linspace(low + 1e-3, high - 1e-3, 40))
