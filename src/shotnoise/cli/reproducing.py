@@ -46,7 +46,7 @@ def graduate_admission(
 
 @reproduce.command("strength-of-noise")
 def strength_of_noise(
-    figure: Annotated[str, typer.Argument(help="fig3, fig4, fig5 or fig6; all for one after the other.")] = "all",
+    figure: Annotated[str, typer.Argument(help="fig2 to fig7; all for one after the other.")] = "all",
     preset: Annotated[str, typer.Option(help="quick, or paper for more runs (and 1,000 features in fig6).")] = "quick",
     out: Annotated[Path, typer.Option(help="Folder for figures, pages, numbers and the runs.")] = Path(
         "reproduce/strength-of-noise"

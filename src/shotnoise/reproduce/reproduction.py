@@ -18,13 +18,13 @@ from shotnoise.show.tables import Sheet
 @dataclass(frozen=True)
 class Reproduction:
     """A reproduced figure: what it says in sentences, the stored numbers, figures with captions, and whether theory and
-    simulation agree (`agreement`), all that was asked of it included (`holds`)."""
+    simulation agree (`agreement`, None where nothing could be judged), all that was asked of it included (`holds`)."""
 
     title: str
     sentences: list[str]
     data: Mapping[str, xr.Dataset]
     figures: Mapping[str, tuple[Figure, Caption]]
-    agreement: Agreement
+    agreement: Agreement | None
     holds: bool
     tables: list[Sheet] = field(default_factory=list)
 

@@ -91,9 +91,18 @@ def positive(x: NDArray[np.float64]) -> NDArray[np.bool_]:
     return np.isfinite(x) & (x > 0)
 
 
+def place_ticks(axes: Axes, places: list[float]) -> None:
+    """A logarithmic axis named at these places, as far as the names do not touch."""
+    rising = sorted(set(places))
+    decades = np.log10(rising[-1] / rising[0]) if len(rising) > 1 else 1.0
+    _fixed_ticks(axes, spaced(rising, decades / 10))
+
+
 def _fixed_ticks(axes: Axes, ticks: list[float]) -> None:
     axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:,.0f}"))
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda tick, _: f"{tick:,.0f}" if tick == round(tick) else f"{tick:g}")
+    )
     axes.xaxis.set_minor_locator(NullLocator())
 
 

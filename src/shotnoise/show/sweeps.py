@@ -10,10 +10,15 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Ellipse
 
 from shotnoise.errors import InputError
-from shotnoise.show.axes import looks, note
+from shotnoise.show.axes import looks, note, place_ticks
 from shotnoise.show.ensembles import NORMAL
 from shotnoise.show.style import BLACK, GREY, house_style, new_figure
 
+NAMES = {
+    "discrete-hessian": "discrete time, Hessian as noise",
+    "continuous-hessian": "continuous time, Hessian as noise",
+    "additive-discrete": "discrete time, additive noise",
+}
 DASHES = ("-", "--", ":", "-.")
 
 
@@ -47,7 +52,7 @@ def sweeps(*panels: Panel) -> Figure:
     names = [str(name) for name in panels[0].curves["theory"].values]
     colours = looks(len(names))
     handles = [Line2D([], [], color=c.colour, ls=DASHES[k % 4]) for k, c in enumerate(colours)]
-    labels = [name.replace("_", " ") for name in names]
+    labels = [_label(name) for name in names]
     if any(panel.runs is not None for panel in panels):
         handles.append(Line2D([], [], color=BLACK, marker="o", ms=4, ls=""))
         labels.append("runs, 95 % intervals")
@@ -78,11 +83,17 @@ def _panel(axes: Axes, panel: Panel) -> None:
         axes.set_yscale("log")
     if "x" in panel.logarithmic:
         axes.set_xscale("log")
+        if panel.runs is not None:
+            place_ticks(axes, [float(x) for x in panel.runs[axis].values])
     if panel.highest is not None:
-        axes.set_ylim(top=panel.highest)
+        axes.set_ylim(None if "y" in panel.logarithmic else 0, panel.highest)
     axes.set_ylabel(panel.label)
     axes.set_xlabel(panel.axis)
     note(axes, panel.title)
+
+
+def _label(theory: str) -> str:
+    return NAMES.get(theory, theory.replace("_", " "))
 
 
 def _marks(axes: Axes, runs: xr.Dataset, axis: str) -> None:
@@ -121,7 +132,7 @@ def ellipses(curves: xr.DataArray, points: xr.DataArray, titles: list[str]) -> F
             matrix = curves.isel(panel=k, theory=i).values
             if np.isfinite(matrix).all():
                 axes.add_patch(_ellipse(matrix, look.colour, DASHES[i % 4]))
-        reach = 1.1 * np.quantile(np.abs(cloud), 0.999)
+        reach = 1.5 * np.quantile(np.abs(cloud), 0.99)
         axes.set_xlim(-reach, reach)
         axes.set_ylim(-reach, reach)
         axes.set_aspect("equal")
@@ -130,7 +141,7 @@ def ellipses(curves: xr.DataArray, points: xr.DataArray, titles: list[str]) -> F
     every[0].set_ylabel("$w_2 - w_2^*$")
     handles = [Line2D([], [], color=look.colour, ls=DASHES[i % 4]) for i, look in enumerate(looks(len(names)))]
     handles.append(Line2D([], [], color=GREY, marker=".", ls=""))
-    labels = [*(f"{name.replace('_', ' ')}" for name in names), "final weights of runs"]
+    labels = [*map(_label, names), "final weights of runs"]
     figure.legend(handles, labels, loc="outside upper center", ncols=2, handlelength=2.2)
     return figure
 
