@@ -4,6 +4,7 @@ from shotnoise.predict.stationary.decay import optimal_weight_decay
 from shotnoise.predict.stationary.dissipation import dissipation_terms, fluctuation_dissipation
 from shotnoise.predict.stationary.finite import finite_data, high_dimensional, high_dimensional_limit
 from shotnoise.predict.stationary.hill import hill
+from shotnoise.predict.stationary.minima import minimum
 from shotnoise.predict.stationary.rivals import rivals
 from shotnoise.predict.stationary.scaling import linear_scaling
 from shotnoise.predict.stationary.second_order import damped_newton, natural_gradient
@@ -26,6 +27,7 @@ __all__ = [
     "input_noise",
     "label_noise",
     "linear_scaling",
+    "minimum",
     "natural_gradient",
     "optimal_weight_decay",
     "regularised",
