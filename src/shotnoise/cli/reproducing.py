@@ -46,11 +46,12 @@ def graduate_admission(
 
 @reproduce.command("strength-of-noise")
 def strength_of_noise(
-    figure: Annotated[str, typer.Argument(help="fig2 to fig7; all for one after the other.")] = "all",
+    figure: Annotated[str, typer.Argument(help="fig1 to fig7; all for one after the other.")] = "all",
     preset: Annotated[str, typer.Option(help="quick, or paper for more runs (and 1,000 features in fig6).")] = "quick",
     out: Annotated[Path, typer.Option(help="Folder for figures, pages, numbers and the runs.")] = Path(
         "reproduce/strength-of-noise"
     ),
+    data_dir: Annotated[Path | None, typer.Option(help="MNIST's files, for fig1; without them digits.")] = None,
     seed: Annotated[int, typer.Option(help="Of weights, data and batches.")] = 0,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default one per core.")] = None,
 ) -> None:
@@ -61,7 +62,9 @@ def strength_of_noise(
         try:
             with warnings_as_lines(), ensemble_progress(ERR) as progress:
                 made.append(
-                    recipes.strength_of_noise(out, name, preset=preset, seed=seed, workers=workers, progress=progress)
+                    recipes.strength_of_noise(
+                        out, name, preset=preset, data_dir=data_dir, seed=seed, workers=workers, progress=progress
+                    )
                 )
         except KeyboardInterrupt:
             tell(ERR, f"interrupted: finished runs are kept in {out}; the same command continues", "bold red")

@@ -1,4 +1,4 @@
-"""Figures of Ziyin, Liu, Mori and Ueda, "Strength of Minibatch Noise in SGD" (2022), on linear models.
+"""Figures of Ziyin, Liu, Mori and Ueda, "Strength of Minibatch Noise in SGD" (2022).
 
     fig3   left: fluctuation against batch size (a = 1.5, rate 1, label variance 0.25); right: test loss against weight
            decay (a = 1, rate 0.5, S = 1, no label noise)
@@ -6,6 +6,7 @@
     at
            a large and a small batch
     fig5   test loss against weight decay where the best is negative (a = 4, rate 1, S = 64)
+    fig1   networks of growing width, and logistic regression (see networks_and_width)
     fig2, fig7   tail index against batch size at a lambda = 1, and at 0.2, 1 and 1.8
     fig6   high-dimensional regression: tr(A Sigma) against n / p (rate 0.01, S = 32)
 
@@ -32,6 +33,7 @@ from shotnoise.errors import InputError
 from shotnoise.population import TeacherStudent
 from shotnoise.predict import stationary
 from shotnoise.problem import Problem
+from shotnoise.reproduce import networks_and_width
 from shotnoise.reproduce.reproduction import Reproduction
 from shotnoise.rules import SGD
 from shotnoise.sampling import WithReplacement
@@ -70,6 +72,7 @@ class Workshop:
     seed: int
     workers: int | None
     progress: Callable[[Any], None] | None
+    data_dir: Path | None
 
     def runs(
         self, store: str, covariance: Array, rates: Sequence[float], sizes: Sequence[int], *, label_variance: float,
@@ -117,6 +120,7 @@ def strength_of_noise(
     figure: str,
     *,
     preset: str = "quick",
+    data_dir: Path | None = None,
     seed: int = 0,
     workers: int | None = None,
     progress: Callable[[Any], None] | None = None,
@@ -126,7 +130,7 @@ def strength_of_noise(
         raise InputError(f"figure {figure!r}: one of {', '.join(FIGURES)}")
     if preset not in PRESETS:
         raise InputError(f"preset {preset!r}: one of {', '.join(PRESETS)}")
-    return FIGURES[figure](Workshop(folder, PRESETS[preset], preset, seed, workers, progress))
+    return FIGURES[figure](Workshop(folder, PRESETS[preset], preset, seed, workers, progress, data_dir))
 
 
 def figure_3(shop: Workshop) -> Reproduction:
@@ -314,8 +318,16 @@ def _tails(shop: Workshop, name: str, sizes_by_rate: Mapping[float, tuple[int, .
     return _made(name, sentences, theories, runs, panels, verdicts)
 
 
+def figure_1(shop: Workshop) -> Reproduction:
+    return networks_and_width.figure_1(
+        shop.folder, preset=shop.name, data_dir=shop.data_dir, seed=shop.seed, workers=shop.workers,
+        progress=shop.progress,
+    )  # fmt: skip
+
+
 FIGURES: dict[str, Callable[[Workshop], Reproduction]] = {
-    "fig2": figure_2, "fig3": figure_3, "fig4": figure_4, "fig5": figure_5, "fig6": figure_6, "fig7": figure_7,
+    "fig1": figure_1, "fig2": figure_2, "fig3": figure_3, "fig4": figure_4, "fig5": figure_5, "fig6": figure_6,
+    "fig7": figure_7,
 }  # fmt: skip
 
 

@@ -38,6 +38,7 @@ class Panel:
     logarithmic: str = "y"  # which axes: "", "x", "y" or "xy"
     limits: tuple[float, ...] = ()
     highest: float | None = None
+    errors: xr.DataArray | None = None  # standard errors of the curves, where these are estimates
 
 
 @house_style()
@@ -75,6 +76,9 @@ def _panel(axes: Axes, panel: Panel) -> None:
         values = panel.curves.sel(theory=name).values
         axes.plot(place, np.where(np.isfinite(values), values, np.nan), color=look.colour, ls=DASHES[k % 4],
                   gid=f"theory {name}")  # fmt: skip
+        if panel.errors is not None:
+            reach = NORMAL * panel.errors.sel(theory=name).values
+            axes.errorbar(place, values, reach, fmt=look.marker, ms=4, color=look.colour, lw=0.9)
     if panel.runs is not None:
         _marks(axes, panel.runs, str(axis))
     for limit in panel.limits:
@@ -83,8 +87,9 @@ def _panel(axes: Axes, panel: Panel) -> None:
         axes.set_yscale("log")
     if "x" in panel.logarithmic:
         axes.set_xscale("log")
-        if panel.runs is not None:
-            place_ticks(axes, [float(x) for x in panel.runs[axis].values])
+        if panel.runs is not None or panel.errors is not None:
+            marked = panel.curves if panel.runs is None else panel.runs
+            place_ticks(axes, [float(x) for x in marked[axis].values])
     if panel.highest is not None:
         axes.set_ylim(None if "y" in panel.logarithmic else 0, panel.highest)
     axes.set_ylabel(panel.label)
