@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -40,6 +41,23 @@ def scheme(name: str) -> Sampling:
     if name not in SCHEMES:
         raise InputError(f"--sampling {name!r} is not known; use one of {', '.join(SCHEMES)}")
     return SCHEMES[name]()
+
+
+def numbers(option: str, text: str) -> list[float]:
+    """Numbers with commas, or low:high:count for so many from low to high.
+
+    >>> numbers("--learning-rate", "0.1:0.5:3"), numbers("--spectrum", "1,0.5")
+    ([0.1, 0.3, 0.5], [1.0, 0.5])
+    """
+    try:
+        if ":" in text:
+            low, high, count = text.split(":")
+            return [float(f"{x:.12g}") for x in np.linspace(float(low), float(high), int(count)).tolist()]
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(
+            f"{option} {text!r}: expected numbers with commas, or low:high:count such as 0.1:1.9:50"
+        ) from None
 
 
 def whole_numbers(option: str, text: str) -> list[int]:

@@ -1,19 +1,21 @@
 """`shotnoise predict ...`: what theory says before any training."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
 from rich.text import Text
 
 from shotnoise import results, show
-from shotnoise.cli.common import ERR, OUT, print_table, scheme, tell, warnings_as_lines, whole_numbers
+from shotnoise.cli.common import ERR, OUT, numbers, print_table, scheme, tell, warnings_as_lines, whole_numbers
 from shotnoise.errors import InputError
 from shotnoise.experiment import sources
 from shotnoise.files import check_writable, write_atomically
 from shotnoise.predict import batch_size_report, regression_stability
 from shotnoise.predict import regression as predict_regression
+from shotnoise.predict.stationary import gaussian, optimal_weight_decay
 from shotnoise.sampling import WithoutReplacement, WithReplacement
 from shotnoise.schedules import InverseTime
 
@@ -91,6 +93,137 @@ def regression(
         written.append(write_atomically(json, results.to_json(predicted)))
     if save is not None:
         written.append(results.save(predicted, save))
+    for path in written:
+        tell(ERR, f"wrote {path}")
+
+
+stationary = typer.Typer(no_args_is_help=True, help="Where SGD settles at a constant rate, and how widely it moves.")
+predict.add_typer(stationary, name="stationary")
+
+Spectrum = Annotated[str, typer.Option(help="Variances of the features in their own axes, such as 1,0.5.")]
+Rates = Annotated[str, typer.Option(help="One, several with commas, or low:high:count.")]
+Sizes = Annotated[str, typer.Option(help="Batch sizes.")]
+LabelVariance = Annotated[float, typer.Option(help="Variance of the noise on the labels.")]
+Momentum = Annotated[float, typer.Option(help="PyTorch's, at least 0 and below 1.")]
+Target = Annotated[str | None, typer.Option(help="The weights to be learnt; default 1 in every direction.")]
+Page = Annotated[Path | None, typer.Option(help="Write a page for people (HTML).")]
+Drawing = Annotated[Path | None, typer.Option(help="Write the figure (.svg, .pdf or .png); needs several rates.")]
+Machine = Annotated[Path | None, typer.Option(help="Write the result for machines (JSON).")]
+Store = Annotated[Path | None, typer.Option(help="Write the result as a Zarr store (folder or .zip).")]
+
+
+@stationary.callback()
+def about_stationary() -> None:
+    """Where SGD settles at a constant rate, and how widely it moves: exact, for Gaussian features."""
+
+
+@stationary.command("label-noise")
+def label_noise(
+    spectrum: Spectrum,
+    label_variance: LabelVariance,
+    learning_rate: Rates,
+    batch_size: Sizes = "1",
+    momentum: Momentum = 0.0,
+    report: Page = None,
+    figure: Drawing = None,
+    json: Machine = None,
+    save: Store = None,
+) -> None:
+    """Linear regression whose labels are noisy."""
+    _settled(spectrum, learning_rate, batch_size, None, Outputs(report, figure, json, save),
+             label_variance=label_variance, momentum=momentum)  # fmt: skip
+
+
+@stationary.command("input-noise")
+def input_noise(
+    spectrum: Spectrum,
+    noise_spectrum: Annotated[str, typer.Option(help="Variances of the noise on the features, such as 0.1,0.1.")],
+    learning_rate: Rates,
+    batch_size: Sizes = "1",
+    target: Target = None,
+    label_variance: LabelVariance = 0.0,
+    momentum: Momentum = 0.0,
+    report: Page = None,
+    figure: Drawing = None,
+    json: Machine = None,
+    save: Store = None,
+) -> None:
+    """Linear regression whose inputs are noisy."""
+    _settled(spectrum, learning_rate, batch_size, target or "", Outputs(report, figure, json, save),
+             label_variance=label_variance, momentum=momentum,
+             input_covariance=numbers("--noise-spectrum", noise_spectrum))  # fmt: skip
+
+
+@stationary.command("weight-decay")
+def weight_decay(
+    spectrum: Spectrum,
+    l2: Annotated[float, typer.Option(help="gamma of the penalty (gamma/2) ||w||^2, of either sign.")],
+    learning_rate: Rates,
+    batch_size: Sizes = "1",
+    target: Target = None,
+    label_variance: LabelVariance = 0.0,
+    momentum: Momentum = 0.0,
+    report: Page = None,
+    figure: Drawing = None,
+    json: Machine = None,
+    save: Store = None,
+) -> None:
+    """Linear regression with weight decay, and the best decay for each setting if there is one setting."""
+    _settled(spectrum, learning_rate, batch_size, target or "", Outputs(report, figure, json, save),
+             label_variance=label_variance, momentum=momentum, l2=l2)  # fmt: skip
+    rates, sizes = numbers("--learning-rate", learning_rate), whole_numbers("--batch-size", batch_size)
+    if len(rates) == len(sizes) == 1:
+        features = numbers("--spectrum", spectrum)
+        best = optimal_weight_decay(
+            features, numbers("--target", target) if target else [1.0] * len(features), rates[0], sizes[0],
+            label_variance=label_variance, momentum=momentum,
+        )  # fmt: skip
+        low, optimal, high, loss = (
+            float(best[name]) for name in ("lowest_l2", "optimal_l2", "highest_l2", "test_loss")
+        )
+        OUT.print(
+            Text(
+                "• No weight decay is stable at this rate and batch size."
+                if np.isnan(low)
+                else f"• The best weight decay is {optimal:.4g} (test loss {loss:.4g}); stable are those between "
+                f"{low:.4g} and {high:.4g}."
+            )
+        )
+
+
+@dataclass(frozen=True)
+class Outputs:
+    report: Path | None
+    figure: Path | None
+    json: Path | None
+    save: Path | None
+
+
+def _settled(
+    spectrum: str, learning_rate: str, batch_size: str, target: str | None, outputs: Outputs, **options: Any
+) -> None:
+    """target: None where it does not matter, "" for ones."""
+    for path in (outputs.report, outputs.figure, outputs.json, outputs.save):
+        if path is not None and not (path is outputs.save and path.is_dir()):
+            check_writable(path)
+    features = numbers("--spectrum", spectrum)
+    if target is not None:
+        options["target"] = numbers("--target", target) if target else [1.0] * len(features)
+    rates, sizes = numbers("--learning-rate", learning_rate), whole_numbers("--batch-size", batch_size)
+    state = gaussian(features, rates if len(rates) > 1 else rates[0], sizes if len(sizes) > 1 else sizes[0], **options)
+    state.attrs |= {"spectrum": spectrum} | {name: str(value) for name, value in options.items()}
+    print_table(show.set_for_terminal(show.stationary_sheet(state)))
+    for sentence in show.stationary_sentences(state):
+        OUT.print(Text(f"• {sentence}"))
+    written = []
+    if outputs.report is not None:
+        written.append(show.stationary_report(state, outputs.report))
+    if outputs.figure is not None:
+        written.append(show.save(show.stationary(state), outputs.figure))
+    if outputs.json is not None:
+        written.append(write_atomically(outputs.json, results.to_json(state)))
+    if outputs.save is not None:
+        written.append(results.save(state, outputs.save))
     for path in written:
         tell(ERR, f"wrote {path}")
 

@@ -10,6 +10,12 @@ from shotnoise.show.progress import ProgressReport, progress
 from shotnoise.show.reading import reading
 from shotnoise.show.report import report
 from shotnoise.show.scale import noise_scale
+from shotnoise.show.stationary_report import (
+    stationary,
+    stationary_report,
+    stationary_sentences,
+    stationary_sheet,
+)
 from shotnoise.show.style import house_style, save
 from shotnoise.show.sweeps import ellipses, sweeps
 from shotnoise.show.tables import set_for_terminal, table
@@ -36,6 +42,10 @@ __all__ = [
     "save",
     "set_for_terminal",
     "spectrum",
+    "stationary",
+    "stationary_report",
+    "stationary_sentences",
+    "stationary_sheet",
     "sweeps",
     "table",
 ]
