@@ -29,7 +29,7 @@ SIZE, BASE = 32, 32  # batch, and the width at which both rates are equal
 RULES: dict[str, Callable[[float], Rule]] = {"SGD": lambda s: SGD(0.5 * s), "Adam": lambda s: Adam(0.05 * s)}
 WIDTHS = {"quick": (32, 64, 128, 256, 512, 1024), "paper": (32, 64, 128, 256, 512, 1024, 2048)}
 RUNS = {"quick": 8, "paper": 40}
-DECAYS = (-0.004, -0.002, -0.001, -0.0005, 0.0, 0.0005, 0.001, 0.002, 0.004, 0.008)
+DECAYS = (-0.016, -0.008, -0.004, -0.002, -0.001, -0.0005, 0.0, 0.0005, 0.001, 0.002, 0.004, 0.008)
 TRAINED, EPOCHS = 0.7, 2  # share of the samples that is trained on
 
 
