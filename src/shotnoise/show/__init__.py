@@ -19,6 +19,7 @@ from shotnoise.show.stationary_report import (
 from shotnoise.show.style import house_style, save
 from shotnoise.show.sweeps import ellipses, sweeps
 from shotnoise.show.tables import set_for_terminal, table
+from shotnoise.show.tails import tail_stability
 
 __all__ = [
     "ProgressReport",
@@ -48,4 +49,5 @@ __all__ = [
     "stationary_sheet",
     "sweeps",
     "table",
+    "tail_stability",
 ]
