@@ -12,8 +12,9 @@ from shotnoise.show.style import BLUE, GREY, VERMILLION, house_style, new_figure
 def tail_stability(estimate: xr.Dataset, exact: float | None = None) -> Figure:
     """Hill's estimate against the number of largest values used, with its interval; dashed: the exact index, if given.
 
-    estimate: what `predict.stationary.hill` returned for several `tail_samples`. A plateau is what one looks for; left of
-    it the estimate is noise, right of it the body of the distribution. The dotted line is at the attribute `chosen`.
+    estimate: what `predict.stationary.hill` returned for several `tail_samples`. A plateau is what one looks for;
+    left of it the estimate is noise, right of it the body of the distribution. The dotted line is at the attribute
+    `chosen`.
     """
     if "tail_samples" not in estimate.dims:
         raise InputError("a stability plot needs estimates for several tail_samples; call hill without a number")
