@@ -75,12 +75,14 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def gradient(total: Tensor, leaves: Mapping[str, Tensor], create_graph: bool = False) -> Named:
+def gradient(
+    total: Tensor, leaves: Mapping[str, Tensor], create_graph: bool = False, retain_graph: bool | None = None
+) -> Named:
     """The gradient of a 0-d tensor, zero for leaves that it does not depend on."""
     if not total.requires_grad:
         return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
     found: Sequence[Tensor | None] = torch.autograd.grad(
-        total, list(leaves.values()), create_graph=create_graph, allow_unused=True
+        total, list(leaves.values()), create_graph=create_graph, retain_graph=retain_graph, allow_unused=True
     )
     return {
         name: torch.zeros_like(leaf) if g is None else g.to_dense()

@@ -5,7 +5,8 @@
 over the trainable parameters w. The penalty is common to all samples: it moves the gradient, not the noise.
 """
 
-from collections.abc import Iterator, Mapping
+import copy
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -152,19 +153,37 @@ class Problem:
 
     def hessian_vector_product(self, vector: Mapping[str, Tensor], indices: Tensor | None = None) -> Named:
         """H v for the Hessian H of `loss` and a vector given as one tensor per parameter."""
-        size = self.chunk_size
-        count, total = self.n if indices is None else len(indices), Sum()
+        return self.hessian_vector_products([vector], indices)[0]
+
+    def hessian_vector_products(
+        self, vectors: Sequence[Mapping[str, Tensor]], indices: Tensor | None = None
+    ) -> list[Named]:
+        """H v for several vectors, which share the forward pass and the first backward pass over each chunk."""
+        size, totals = self.chunk_size, [Sum() for _ in vectors]
+        count = self.n if indices is None else len(indices)
         with quiet(), elementary_kernels():
             evaluation = self._evaluation()
-            vector = self._require_vector(vector)
+            wanted = [self._require_vector(vector) for vector in vectors]
             for chunk in self.chunks(indices, size):
                 losses = evaluation.losses(*self._batch(evaluation, chunk))
                 finite.require_losses(losses, chunk)
                 slope = gradient(losses.sum(), evaluation.leaves, create_graph=True)
-                total.add(gradient(dot(slope, vector), evaluation.leaves))
-        product = total.over(count)
-        finite.require_sums(product, "Hessian-vector product")
-        return {name: g + self.l2 * vector[name] for name, g in product.items()}
+                for k, (vector, total) in enumerate(zip(wanted, totals, strict=True)):
+                    total.add(gradient(dot(slope, vector), evaluation.leaves, retain_graph=k + 1 < len(wanted)))
+        products = [total.over(count) for total in totals]
+        for product in products:
+            finite.require_sums(product, "Hessian-vector product")
+        return [
+            {name: g + self.l2 * vector[name] for name, g in product.items()}
+            for product, vector in zip(products, wanted, strict=True)
+        ]
+
+    def replica(self) -> "Problem":
+        """The same problem with a copy of the model, whose weights may be changed; the data are shared."""
+        other = copy.copy(self)
+        other.model = copy.deepcopy(self.model)
+        other._measurable = other._examined = None
+        return other
 
     def passes(
         self,

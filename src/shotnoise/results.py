@@ -118,6 +118,10 @@ GLOSSARY: dict[str, tuple[str, str]] = {
     "law_holds_from": ("batch size from which on the law for large batches holds", "samples"),
     "noise_floor": ("M in var <= M + M_V ||grad L||^2", ""),
     "noise_slope": ("M_V in var <= M + M_V ||grad L||^2", ""),
+    "full_gradient_variance_leading": ("variance of the full gradient in units of kappa, to first order", ""),
+    "loss_variance_leading": ("variance of the loss in units of kappa, to first order", ""),
+    "gradient_descent_loss": ("training loss along gradient descent", ""),
+    "next_order": ("change of the noise over the fluctuation of the weights, relative", ""),
     "overflow_step": ("step from which second moments overflow (-1: never)", "steps"),
 }
 

@@ -10,11 +10,13 @@ from shotnoise.predict.linear_regression import (
     regression_stability,
     regression_stationary,
 )
+from shotnoise.predict.propagation import propagation
 
 __all__ = [
     "BatchPolynomial",
     "RegressionPolynomials",
     "batch_size_report",
+    "propagation",
     "regression",
     "regression_polynomial",
     "regression_stability",

@@ -1,0 +1,108 @@
+"""First-order propagation against exact linear regression, against simulation of networks, and probes against covariances."""
+
+import numpy as np
+import pytest
+import torch
+
+import shotnoise as sn
+
+WITH, WITHOUT = sn.sampling.WithReplacement(), sn.sampling.WithoutReplacement()
+
+
+@pytest.fixture
+def regression():
+    rng = np.random.default_rng(0)
+    x, y, w0 = rng.normal(size=(15, 3)), rng.normal(size=15), rng.normal(size=3)
+    model = torch.nn.Linear(3, 1, bias=False, dtype=torch.float64)
+    return x, y, w0, sn.Problem(model, "mse", x, y[:, None], l2=0.1)
+
+
+def tanh_problem(dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(12, 3, generator=generator, dtype=dtype)
+    y = torch.randn(12, 2, generator=generator, dtype=dtype)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = torch.nn.Sequential(
+            torch.nn.Linear(3, 4, dtype=dtype), torch.nn.Tanh(), torch.nn.Linear(4, 2, dtype=dtype)
+        )
+    return sn.Problem(model, "mse", x, y)
+
+
+def test_linear_regression_is_exact(regression):
+    x, y, w0, problem = regression
+    law = sn.predict.propagation(problem, w0, 0.2, 20, [2, 5], sampling=WITHOUT)
+    exact = sn.predict.regression_polynomial(x, y, w0, 0.2, 20, l2=0.1)
+    for name in ("gradient_variance", "full_gradient_variance"):
+        leading = [p.coefficients[1] if len(p.coefficients) > 1 else 0.0 for p in exact[name]]
+        np.testing.assert_allclose(law[f"{name}_leading"], leading, rtol=1e-10, atol=1e-14)
+        np.testing.assert_allclose(law[name], law["kappa"] * law[f"{name}_leading"])
+    large = sn.predict.regression(x, y, w0, 0.2, [10**7], 20, l2=0.1, sampling=WITH, loss_variance=True)
+    np.testing.assert_allclose(
+        law["loss_variance_leading"][1:], 10**7 * large["loss_variance"].isel(batch_size=0)[1:], rtol=1e-5
+    )
+
+
+def test_the_next_order_tells_where_the_law_ends(regression):
+    """In linear regression the noise is quadratic in the weights, so the change of its trace is tr N of the covariance."""
+    x, y, w0, problem = regression
+    law = sn.predict.propagation(problem, w0, 0.2, 20, [1, 4, 64, 1024])
+    exact = sn.predict.regression(x, y, w0, 0.2, [1, 4, 64, 1024], 20, l2=0.1, sampling=WITH)
+    true_change = exact["gradient_variance"].isel(step=-1) / law["gradient_variance"].isel(step=-1) - 1
+    assert (np.diff(law["next_order"]) < 0).all() and law["next_order"][0] > 0.1 > law["next_order"][2]
+    ratio = true_change / law["next_order"]
+    assert ((ratio > 0.3) & (ratio < 3)).all()
+    assert law.attrs["valid_from"] == 64
+
+
+def test_probes_estimate_what_the_covariance_gives():
+    problem = tanh_problem()
+    dense = sn.predict.propagation(problem, None, 0.2, 12, [4])
+    probed = sn.predict.propagation(problem, None, 0.2, 12, [4], probes=3000, seed=1)
+    later = {"step": slice(1, None)}
+    names = ["gradient_variance", "full_gradient_variance", "loss_variance"]
+    verdict = sn.compare(dense.isel(later), probed.isel(later), variables=names, alarm=1e-6)
+    assert verdict.agrees, verdict.sentence
+    assert not sn.compare(1.15 * dense.isel(later), probed.isel(later), variables=names[1:], alarm=1e-6).agrees
+
+
+def test_simulation_of_a_network_at_large_batches():
+    """b var(g) / beta_1 tends to 1 as 1/b; without what the noise does to the weights it would not."""
+    problem = tanh_problem()
+    sizes = [25, 400]
+    law = sn.predict.propagation(problem, None, 0.3, 12, sizes)
+    runs = sn.simulate(
+        problem, sn.rules.SGD(0.3), sizes, 12, 4000, sampling=WITH, every=12, workers=1,
+        record=["gradient_variance", "full_gradient_variance"],
+    )  # fmt: skip
+    end, seen = law.isel(step=-1), runs.isel(step=-1)
+    ratio = seen["full_gradient_variance"] / end["full_gradient_variance"]
+    error = seen["full_gradient_variance_stderr"] / end["full_gradient_variance"]
+    assert abs(float(ratio[1]) - 1) < 5 * float(error[1]) + 0.01
+    verdict = sn.compare(
+        end.isel(batch_size=[1]), seen.isel(batch_size=[1]), variables=["gradient_variance"], alarm=1e-6
+    )
+    assert verdict.agrees, verdict.sentence
+    broken = end.assign(gradient_variance=end["gradient_variance"] - end["full_gradient_variance"])
+    assert not sn.compare(
+        broken.isel(batch_size=[1]), seen.isel(batch_size=[1]), variables=["gradient_variance"], alarm=1e-6
+    ).agrees
+
+
+def test_the_module_is_left_alone_and_single_precision_works():
+    problem = tanh_problem(torch.float32)
+    before = [p.clone() for p in problem.model.parameters()]
+    law = sn.predict.propagation(problem, None, 0.1, 3, [2], probes=8)
+    assert all(torch.equal(a, b) for a, b in zip(before, problem.model.parameters(), strict=True))
+    assert np.isfinite(law["gradient_variance"]).all() and law.attrs["probes"] == 8
+    np.testing.assert_allclose(law["gradient_descent_loss"][0], problem.loss(), rtol=1e-6)
+
+
+def test_refusals():
+    problem = tanh_problem()
+    with pytest.raises(sn.InputError, match="w0: 26 finite numbers are needed"):
+        sn.predict.propagation(problem, [1.0], 0.1, 2, [2])
+    with pytest.raises(sn.InputError, match="probes=2: at least 8"):
+        sn.predict.propagation(problem, None, 0.1, 2, [2], probes=2)
+    with pytest.raises(sn.InputError, match="the law holds for fresh batches"):
+        sn.predict.propagation(problem, None, 0.1, 2, [2], sampling=sn.sampling.CyclicEpochs())
