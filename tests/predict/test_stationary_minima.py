@@ -173,6 +173,20 @@ def test_leading_modes_alone_are_the_same():
     assert part.attrs["modes"] == 3
 
 
+def test_large_models_in_single_precision():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 30), nn.Tanh(), nn.Linear(30, 1))
+    x = torch.randn(300, 20)
+    problem = settled(model, x, x[:, :1] + 0.5 * torch.randn(300, 1), l2=0.1)
+    r = st.minimum(problem, 0.05, 8, modes=5, flat=1e-3)
+    assert problem.parameter_count > 500 and r.sizes["mode"] == 5
+    measured, V = sn.measure.noise_covariance(problem), r["mode_vectors"].values
+    expected = V.T @ (measured @ V) * sn.sampling.WithoutReplacement().variance_factor(8, 300)
+    np.testing.assert_allclose(
+        r["mode_noise"].sel(noise="exact"), expected, rtol=1e-2, atol=1e-4 * np.abs(expected).max()
+    )
+
+
 def test_other_losses_have_the_exact_noise():
     torch.manual_seed(0)
     x = torch.randn(80, 2, dtype=torch.float64)

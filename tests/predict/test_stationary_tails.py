@@ -3,7 +3,8 @@
 import mpmath
 import numpy as np
 import pytest
-from scipy.special import lambertw
+from scipy.optimize import brentq
+from scipy.special import lambertw, roots_genlaguerre
 
 import shotnoise as sn
 
@@ -82,6 +83,22 @@ def test_several_dimensions_agree_where_the_answer_is_known():
         assert abs(float(r["tail_index"]) - 1.5 * expected) > 4.5 * error + bias * expected  # and not just anything
     gone = st.tail_index_matrix([1.0, 1.0], 8.0, 4, particles=50, steps=50)
     assert gone["status"] == "diverges" and np.isnan(gone["tail_index"])
+
+
+def isotropic(strength, S, p, beta):
+    """E[((1 - t)^2 + t r)^(beta/2)] for a I: t ~ Gamma(S/2), r ~ Gamma((p-1)/2), both at the rate S / (2 a lambda)."""
+    theta = S / (2 * strength)
+    (t, v), (r, w) = roots_genlaguerre(80, S / 2 - 1), roots_genlaguerre(80, (p - 1) / 2 - 1)
+    t, r = t[:, None] / theta, r / theta
+    return v @ ((1 - t) ** 2 + t * r) ** (beta / 2) @ w / (v.sum() * w.sum())
+
+
+def test_isotropic_features_against_their_own_integral():
+    r = st.tail_index_matrix(np.eye(3), 0.75, 4, particles=1000, steps=100, replicates=6)
+    beta = brentq(lambda b: isotropic(0.75, 4, 3, b) - 1, 0.5, 20)
+    assert beta == pytest.approx(4.33664, abs=1e-4)
+    assert abs(float(r["tail_index"]) - beta) < 4.5 * float(r["tail_index_stderr"]) + 0.02 * beta
+    assert float(r["tail_index_stderr"]) < 0.05 * beta
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from shotnoise.errors import ShotnoiseError
 from shotnoise.predict.stationary.arguments import Array, FourthMoment
 
 NULL = 1e-12  # curvatures below this share of the largest count as zero
-DIAGONAL = 1e-12  # off-diagonal entries below this share of the largest count as zero
+DIAGONAL = 1e-11  # off-diagonal entries below this share of the largest count as zero: matrices commute
 PRECISION = 1e-12  # relative error of a linear solve, in the norm of the symmetrised equation
 
 
@@ -50,7 +50,8 @@ class Modes:
         K, G = root @ features @ root, root @ penalty @ root
         values, vectors = np.linalg.eigh(K + G)
         shared = np.linalg.eigh(K + G / np.sqrt(3))[1] if G.any() else vectors  # splits what is degenerate in the sum
-        if _is_diagonal(shared.T @ K @ shared) and _is_diagonal(shared.T @ G @ shared):
+        commute = _is_diagonal(shared.T @ K @ shared) and _is_diagonal(shared.T @ G @ shared)
+        if commute:
             vectors = shared
             values = np.diag(vectors.T @ (K + G) @ vectors)
         scale = np.abs(values).max(initial=0.0)
@@ -59,11 +60,12 @@ class Modes:
         flat_noise = np.abs(left.T @ K @ left).max(initial=0.0) > 1e-10 * np.abs(K).max()
         unstable = bool((values < -NULL * scale).any() or flat_noise)
         basis = root @ vectors[:, kept]
-        return cls(basis, values[kept], basis.T @ features @ basis, momentum, fourth, unstable)
+        seen = basis.T @ features @ basis
+        return cls(basis, values[kept], np.diag(np.diag(seen)) if commute else seen, momentum, fourth, unstable)
 
     @cached_property
     def diagonal(self) -> bool:
-        return self.fourth is None and _is_diagonal(self.features)
+        return self.fourth is None and bool((self.features == np.diag(self.own)).all())
 
     @cached_property
     def own(self) -> Array:
