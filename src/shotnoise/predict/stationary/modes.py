@@ -123,13 +123,14 @@ class Modes:
         return self._largest(lambda P: root * self.spread(root * P))
 
     def decay(self, c: float, s: float) -> float:
-        """The factor per step by which second moments approach their limit; NaN where it is not in closed form.
+        """The factor per step by which second moments approach their limit, below the critical multiple; NaN where it is
+        not in closed form.
 
         A unit kick moves mode i by h_n after n steps, sum h_n^2 x^n = x (1 + mu x) / [(1 - mu x) ((1 + mu x)^2 - (1 +
         mu - c k)^2 x)] = G_i(x): moments that change as rho^t solve sum_i s a_i^2 G_i / (1 - s a_i^2 G_i) = 1 at x =
         1 / rho.
         """
-        if not self.diagonal or c >= self.critical(s):
+        if not self.diagonal:
             return np.nan
         mu, sum_of_poles = self.momentum, 1 + self.momentum - c * self.curvatures
         split = np.sqrt(sum_of_poles.astype(complex) ** 2 - 4 * mu)
@@ -137,7 +138,6 @@ class Modes:
         high = 1.0
         for _ in range(60):
             x = 2 / (low + high)
-            x = min(x, 1e300)
             response = x * (1 + mu * x) / ((1 - mu * x) * ((1 + mu * x) ** 2 - sum_of_poles**2 * x))
             share = s * (c * self.own) ** 2 * response
             settled = bool((share < 1).all() and (share / (1 - share)).sum() < 1)
