@@ -32,8 +32,8 @@ def dissipation_terms(
 ) -> tuple[Array, Array]:
     """The two series of `fluctuation_dissipation` from a recorded run: w_t . g_t and ||m_{t+1}||^2.
 
-    weights, gradients: (steps, p) or (runs, steps, p), g_t the minibatch gradient at w_t (or, for the first series
-    alone, any unbiased estimate of the full one). origin: subtracted from the weights; the final mean makes the first
+    weights, gradients: (steps, p) or (runs, steps, p), g_t the minibatch gradient at w_t, weight decay included.
+    origin: subtracted from the weights; the final mean makes the first
     series much less noisy, and the relation holds for any. With momentum the velocity is summed up from zero: leave
     out the first 1 / (1 - momentum) steps or more.
 
