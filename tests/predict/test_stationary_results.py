@@ -39,6 +39,7 @@ CALLS = {
     "damped_newton": lambda: st.damped_newton(A, 1.0, 0.1, 8),
     "natural_gradient": lambda: st.natural_gradient(A, 1.0, [0.1, 0.2], 8),
     "tail_index": lambda: st.tail_index(1.0, [0.5, 3.0], 4),
+    "tail_index_data": lambda: st.tail_index_data(X[:8, 0], [0.1, 0.9], [1, 3]),
     "tail_index_matrix": lambda: st.tail_index_matrix(A, 1.0, 2, particles=50, steps=50),
     "hill": lambda: st.hill(np.random.default_rng(0).pareto(2.0, 1000)),
     "fluctuation_dissipation": lambda: st.fluctuation_dissipation(X[:, 0] ** 2, X[:, 1] ** 2, 0.1, batches=10),

@@ -123,12 +123,11 @@ class Modes:
         return self._largest(lambda P: root * self.spread(root * P))
 
     def decay(self, c: float, s: float) -> float:
-        """The factor per step by which second moments approach their limit, below the critical multiple; NaN where it is
-        not in closed form.
+        """The factor per step by which second moments approach their limit; NaN where it is not in closed form.
 
-        A unit kick moves mode i by h_n after n steps, sum h_n^2 x^n = x (1 + mu x) / [(1 - mu x) ((1 + mu x)^2 - (1 +
-        mu - c k)^2 x)] = G_i(x): moments that change as rho^t solve sum_i s a_i^2 G_i / (1 - s a_i^2 G_i) = 1 at x =
-        1 / rho.
+        Below the critical multiple. A unit kick moves mode i by h_n after n steps, sum h_n^2 x^n = x (1 + mu x) / [(1 -
+        mu x) ((1 + mu x)^2 - (1 + mu - c k)^2 x)] = G_i(x): moments that change as rho^t solve sum_i s a_i^2 G_i / (1 -
+        s a_i^2 G_i) = 1 at x = 1 / rho.
         """
         if not self.diagonal:
             return np.nan
@@ -145,7 +144,7 @@ class Modes:
         return (low + high) / 2
 
     def solve(self, c: float, s: float, noise: Array, critical_batch: float) -> Array:
-        """P for additive noise (r, r), at a multiple below the critical one; critical_batch is that of the multiple."""
+        """P for additive noise (r, r), at a multiple below the critical one; critical_batch is that multiple's."""
         if self.diagonal:
             b = self.damping(c) - s * self.own[:, None] * self.own
             own = np.diag(b)
