@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 import shotnoise as sn
 
@@ -114,3 +115,51 @@ def test_runs_that_are_not_stationary():
 def test_messages(call, message):
     with pytest.raises(sn.InputError, match=message):
         call()
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.6])
+def test_the_meter_on_a_training_loop(momentum):
+    """The numbers are those of the recorded run, weight decay and all."""
+    generator, w = torch.Generator().manual_seed(0), torch.nn.Parameter(torch.tensor([1.0, -1.0], dtype=torch.float64))
+    optimizer = torch.optim.SGD([w], lr=0.2, momentum=momentum, weight_decay=0.3)
+    meter, weights, gradients = st.DissipationMeter(optimizer), [], []
+    for _ in range(400):
+        optimizer.zero_grad()
+        ((w**2).sum() + (w * torch.randn(2, generator=generator, dtype=torch.float64)).sum()).backward()
+        weights.append(w.detach().numpy().copy())
+        gradients.append((w.grad + 0.3 * w).detach().numpy())
+        optimizer.step()
+    found = meter.result()
+    terms = st.dissipation_terms(weights, gradients, momentum, origin=[1.0, -1.0])
+    expected = st.fluctuation_dissipation(*terms, 0.2, momentum)
+    for name in ("dissipation", "fluctuation", "dissipation_ratio_stderr"):
+        assert float(found[name]) == pytest.approx(float(expected[name]), rel=1e-10)
+    assert meter.steps == 400 and meter.result(last=100).attrs["steps"] == 100
+    meter.close()
+    optimizer.step()
+    assert meter.steps == 400
+    with pytest.raises(sn.InputError, match="last=500: 400 steps are recorded"):
+        meter.result(last=500)
+
+
+def test_what_the_meter_refuses():
+    w = torch.nn.Parameter(torch.zeros(1))
+    for optimizer, message in (
+        (torch.optim.Adam([w]), "one of torch.optim.SGD; got Adam"),
+        (torch.optim.SGD([w], lr=0.1, momentum=0.9, nesterov=True), "nesterov is set"),
+        (torch.optim.SGD([w], lr=0.1, momentum=0.9, dampening=0.5), "dampening is set"),
+        (
+            torch.optim.SGD([{"params": [w]}, {"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 0.5}], lr=0.1),
+            "lr differs",
+        ),
+    ):
+        with pytest.raises(sn.InputError, match=message):
+            st.DissipationMeter(optimizer)
+    optimizer = torch.optim.SGD([w], lr=0.1)
+    meter = st.DissipationMeter(optimizer)
+    for rate in (0.1, 0.2):
+        optimizer.param_groups[0]["lr"] = rate
+        w.grad = torch.ones(1)
+        optimizer.step()
+    with pytest.raises(sn.InputError, match="the learning rate changed between 0.1 and 0.2"):
+        meter.result()

@@ -81,6 +81,7 @@ def test_the_high_dimensional_formula_and_its_printed_twin():
     tau = 0.3 * np.trace(A @ np.linalg.inv(2 * np.eye(100) - 0.3 * (1 - 1 / 32) * A))
     printed = t / 32 * tau / (1 - tau / 32)
     assert abs(float(r["relative_error"])) < 0.006 < abs(printed / float(r["feature_fluctuation_exact"]) - 1)
+    assert np.isnan(st.high_dimensional(*data(20, 40)[:2], 0.01, 4)["relative_error"])
     small = st.high_dimensional(*data(6, 3, seed=2)[:2], 0.2, 4)
     assert abs(float(small["relative_error"])) > 0.05  # no formula for three features
 

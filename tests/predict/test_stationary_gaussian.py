@@ -321,3 +321,22 @@ def test_messages(change, message):
     options = {"feature_covariance": np.eye(2), "learning_rate": 0.1, "batch_size": 4, "target": [1.0, 0.0]} | change
     with pytest.raises(sn.InputError, match=message):
         st.gaussian(**options)
+
+
+def test_a_sweep_without_its_matrices_is_the_same():
+    options = {"label_variance": 0.25, "l2": 0.1, "target": [1.0, 1.0]}
+    whole, light = (st.gaussian([1.0, 0.5], [0.1, 5.0], [1, 8], matrices=m, **options) for m in (True, False))
+    assert set(whole) - set(light) == {"weight_covariance", "noise_covariance"}
+    for name in light:
+        np.testing.assert_array_equal(light[name], whole[name])
+
+
+def test_just_below_the_limit_the_solve_is_still_exact():
+    """Where nothing commutes: tr Sigma grows as 1 / (1 - share), down to a distance of 1e-9."""
+    A, _, options, _ = problem(4, "label, matrix penalty")
+    limit = float(st.gaussian(A, 0.1, 3, momentum=0.9, **options)["critical_learning_rate"])
+    traces = [
+        e * np.trace(st.gaussian(A, (1 - e) * limit, 3, momentum=0.9, **options)["weight_covariance"])
+        for e in (1e-6, 1e-9)
+    ]
+    assert traces[0] == pytest.approx(traces[1], rel=1e-4)

@@ -173,6 +173,20 @@ def test_leading_modes_alone_are_the_same():
     assert part.attrs["modes"] == 3
 
 
+def test_large_models_in_single_precision():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 30), nn.Tanh(), nn.Linear(30, 1))
+    x = torch.randn(300, 20)
+    problem = settled(model, x, x[:, :1] + 0.5 * torch.randn(300, 1), l2=0.1)
+    r = st.minimum(problem, 0.05, 8, modes=5, flat=1e-3)
+    assert problem.parameter_count > 500 and r.sizes["mode"] == 5
+    measured, V = sn.measure.noise_covariance(problem), r["mode_vectors"].values
+    expected = V.T @ (measured @ V) * sn.sampling.WithoutReplacement().variance_factor(8, 300)
+    np.testing.assert_allclose(
+        r["mode_noise"].sel(noise="exact"), expected, rtol=1e-2, atol=1e-4 * np.abs(expected).max()
+    )
+
+
 def test_other_losses_have_the_exact_noise():
     torch.manual_seed(0)
     x = torch.randn(80, 2, dtype=torch.float64)
@@ -206,3 +220,32 @@ def test_beyond_the_limit_and_messages():
     ):
         with pytest.raises(sn.InputError, match=message):
             call()
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True), nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.head(self.layer(x).mean(1))
+
+
+MODELS = {
+    "convolution": (lambda: nn.Sequential(nn.Conv1d(2, 3, 2), nn.SiLU(), nn.Flatten(), nn.Linear(9, 1)), (2, 4)),
+    "attention": (Attention, (3, 4)),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_other_kinds_of_models(name):
+    torch.manual_seed(0)
+    build, shape = MODELS[name]
+    x = torch.randn(60, *shape, dtype=torch.float64)
+    problem = settled(build().double(), x, x.flatten(1)[:, :1] + 0.3 * torch.randn(60, 1, dtype=torch.float64), l2=0.2)
+    r = st.minimum(problem, 0.01, 8, sampling=WITH, modes=3)
+    V = r["mode_vectors"].values
+    measured = V.T @ (sn.measure.noise_covariance(problem) @ V) / 8
+    np.testing.assert_allclose(
+        r["mode_noise"].sel(noise="exact"), measured, rtol=1e-6, atol=1e-9 * np.abs(measured).max()
+    )

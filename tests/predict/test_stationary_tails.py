@@ -1,9 +1,12 @@
 """Tail indices against the table, special functions, exact moments and runs; Hill's estimator."""
 
+from itertools import permutations, product
+
 import mpmath
 import numpy as np
 import pytest
-from scipy.special import lambertw
+from scipy.optimize import brentq
+from scipy.special import lambertw, roots_genlaguerre
 
 import shotnoise as sn
 
@@ -84,6 +87,41 @@ def test_several_dimensions_agree_where_the_answer_is_known():
     assert gone["status"] == "diverges" and np.isnan(gone["tail_index"])
 
 
+@pytest.mark.parametrize("sampling", [sn.sampling.WithReplacement(), sn.sampling.WithoutReplacement()], ids=str)
+@pytest.mark.parametrize("S", [1, 2, 3])
+def test_a_data_set_batch_by_batch(S, sampling):
+    """The moment is one over all draws of indices, and the index is two at the exact critical rate of the regression."""
+    x = np.array([0.3, -1.0, 2.0, 0.7, -1.4])
+    draws = (
+        product(range(5), repeat=S) if isinstance(sampling, sn.sampling.WithReplacement) else permutations(range(5), S)
+    )
+    squares = np.array([np.mean(x[list(batch)] ** 2) for batch in draws])
+    r = st.tail_index_data(x, 1.2, S, sampling=sampling)
+    beta = float(r["tail_index"])
+    assert np.mean(np.abs(1 - 1.2 * squares) ** beta) == pytest.approx(1, abs=1e-9)
+    assert float(r["lyapunov_exponent"]) == pytest.approx(np.mean(np.log(np.abs(1 - 1.2 * squares))), rel=1e-9)
+    limit = float(sn.predict.regression_stability(x[:, None], [S], sampling=sampling)["critical_learning_rate"].item())
+    assert float(st.tail_index_data(x, limit, S, sampling=sampling)["tail_index"]) == pytest.approx(2, abs=1e-7)
+    bounded = st.tail_index_data(x, 0.1, S, sampling=sampling)
+    assert np.isinf(bounded["tail_index"]) and np.isinf(bounded["highest_moment"])
+
+
+def isotropic(strength, S, p, beta):
+    """E[((1 - t)^2 + t r)^(beta/2)] for a I: t ~ Gamma(S/2), r ~ Gamma((p-1)/2), both at the rate S / (2 a lambda)."""
+    theta = S / (2 * strength)
+    (t, v), (r, w) = roots_genlaguerre(80, S / 2 - 1), roots_genlaguerre(80, (p - 1) / 2 - 1)
+    t, r = t[:, None] / theta, r / theta
+    return v @ ((1 - t) ** 2 + t * r) ** (beta / 2) @ w / (v.sum() * w.sum())
+
+
+def test_isotropic_features_against_their_own_integral():
+    r = st.tail_index_matrix(np.eye(3), 0.75, 4, particles=1000, steps=100, replicates=6)
+    beta = brentq(lambda b: isotropic(0.75, 4, 3, b) - 1, 0.5, 20)
+    assert beta == pytest.approx(4.33664, abs=1e-4)
+    assert abs(float(r["tail_index"]) - beta) < 4.5 * float(r["tail_index_stderr"]) + 0.02 * beta
+    assert float(r["tail_index_stderr"]) < 0.05 * beta
+
+
 @pytest.fixture(scope="module")
 def runs():
     """One weight at a lambda = 1.5, S = 4: 1000 runs, every eighth step of 400."""
@@ -143,6 +181,10 @@ def test_the_stability_plot():
     [
         (lambda: st.tail_index(-1.0, 0.1, 4), "one positive number; see `tail_index_matrix`"),
         (lambda: st.tail_index(1.0, np.eye(1), 4), "see `tail_index_matrix` for matrices"),
+        (lambda: st.tail_index_data(np.zeros(3), 0.1, 1), "not all zero"),
+        (lambda: st.tail_index_data(np.ones(3), 0.1, 1, sampling=sn.sampling.CyclicEpochs()), "WithReplacement.. or"),
+        (lambda: st.tail_index_data(np.ones(3), 0.1, 4), "batch_size=4 but only n=3"),
+        (lambda: st.tail_index_data(np.ones(100), 0.1, 10), "different batches of 10 from 100 samples"),
         (lambda: st.tail_index_matrix([1.0], [0.1, 0.2], 4), "one each; call again"),
         (lambda: st.tail_index_matrix([1.0], 0.1, 4, replicates=1), "at least 2 of each"),
         (lambda: st.tail_index_matrix([1.0], 0.001, 64, particles=10, steps=10), "the tail index is above 64"),

@@ -119,7 +119,7 @@ class Grid:
     def variable(self, values: Any, *more: str, over: str = "both") -> tuple[tuple[str, ...], Any]:
         """Dimensions and values; values lead with learning_rate and batch_size, or with the one that `over` names."""
         found = np.asarray(values)
-        lead = {"both": ("learning_rate", "batch_size"), "none": ()}.get(over, (over,))
+        lead = ("learning_rate", "batch_size") if over == "both" else (over,)
         single = {"learning_rate": self.rates.kind != "sweep", "batch_size": self.one_size}
         for axis in reversed(range(len(lead))):
             if single[lead[axis]]:

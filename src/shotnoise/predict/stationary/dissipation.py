@@ -15,7 +15,7 @@ beside the memory of the run; the lag-1 correlation of the means says whether th
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import special
 
 from shotnoise import results
 from shotnoise.errors import InputError
@@ -32,8 +32,8 @@ def dissipation_terms(
 ) -> tuple[Array, Array]:
     """The two series of `fluctuation_dissipation` from a recorded run: w_t . g_t and ||m_{t+1}||^2.
 
-    weights, gradients: (steps, p) or (runs, steps, p), g_t the minibatch gradient at w_t (or, for the first series
-    alone, any unbiased estimate of the full one). origin: subtracted from the weights; the final mean makes the first
+    weights, gradients: (steps, p) or (runs, steps, p), g_t the minibatch gradient at w_t, weight decay included.
+    origin: subtracted from the weights; the final mean makes the first
     series much less noisy, and the relation holds for any. With momentum the velocity is summed up from zero: leave
     out the first 1 / (1 - momentum) steps or more.
 
@@ -125,9 +125,9 @@ def fluctuation_dissipation(
     ratio = mean[0] / mean[1] if mean[1] > 0 else np.nan
     ratio_error = (means[0] - ratio * means[1]).std(ddof=1) / np.sqrt(count) / mean[1] if mean[1] > 0 else np.nan
     correlation = _lag_one(halves[1])
-    drifts = np.abs(changes).max() > float(stats.t.isf(alarm / 6, freedom[0]))  # three tests, two tails each
-    correlated = correlation > max(0.3, float(stats.norm.isf(alarm)) / np.sqrt(count))
-    if abs(z) > float(stats.t.isf(alarm / 6, count - 1)):
+    drifts = np.abs(changes).max() > -float(special.stdtrit(freedom[0], alarm / 6))  # three tests, two tails each
+    correlated = correlation > max(0.3, -float(special.ndtri(alarm)) / np.sqrt(count))
+    if abs(z) > -float(special.stdtrit(count - 1, alarm / 6)):
         status = BROKEN
     elif correlated and not (drifts and runs >= MANY):
         status = SHORT

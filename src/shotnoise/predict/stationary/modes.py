@@ -27,7 +27,7 @@ from shotnoise.errors import ShotnoiseError
 from shotnoise.predict.stationary.arguments import Array, FourthMoment
 
 NULL = 1e-12  # curvatures below this share of the largest count as zero
-DIAGONAL = 1e-12  # off-diagonal entries below this share of the largest count as zero
+DIAGONAL = 1e-11  # off-diagonal entries below this share of the largest count as zero: matrices commute
 PRECISION = 1e-12  # relative error of a linear solve, in the norm of the symmetrised equation
 
 
@@ -50,7 +50,8 @@ class Modes:
         K, G = root @ features @ root, root @ penalty @ root
         values, vectors = np.linalg.eigh(K + G)
         shared = np.linalg.eigh(K + G / np.sqrt(3))[1] if G.any() else vectors  # splits what is degenerate in the sum
-        if _is_diagonal(shared.T @ K @ shared) and _is_diagonal(shared.T @ G @ shared):
+        commute = _is_diagonal(shared.T @ K @ shared) and _is_diagonal(shared.T @ G @ shared)
+        if commute:
             vectors = shared
             values = np.diag(vectors.T @ (K + G) @ vectors)
         scale = np.abs(values).max(initial=0.0)
@@ -59,11 +60,12 @@ class Modes:
         flat_noise = np.abs(left.T @ K @ left).max(initial=0.0) > 1e-10 * np.abs(K).max()
         unstable = bool((values < -NULL * scale).any() or flat_noise)
         basis = root @ vectors[:, kept]
-        return cls(basis, values[kept], basis.T @ features @ basis, momentum, fourth, unstable)
+        seen = basis.T @ features @ basis
+        return cls(basis, values[kept], np.diag(np.diag(seen)) if commute else seen, momentum, fourth, unstable)
 
     @cached_property
     def diagonal(self) -> bool:
-        return self.fourth is None and _is_diagonal(self.features)
+        return self.fourth is None and bool((self.features == np.diag(self.own)).all())
 
     @cached_property
     def own(self) -> Array:
@@ -123,11 +125,11 @@ class Modes:
     def decay(self, c: float, s: float) -> float:
         """The factor per step by which second moments approach their limit; NaN where it is not in closed form.
 
-        A unit kick moves mode i by h_n after n steps, sum h_n^2 x^n = x (1 + mu x) / [(1 - mu x) ((1 + mu x)^2 - (1 +
-        mu - c k)^2 x)] = G_i(x): moments that change as rho^t solve sum_i s a_i^2 G_i / (1 - s a_i^2 G_i) = 1 at x =
-        1 / rho.
+        Below the critical multiple. A unit kick moves mode i by h_n after n steps, sum h_n^2 x^n = x (1 + mu x) / [(1 -
+        mu x) ((1 + mu x)^2 - (1 + mu - c k)^2 x)] = G_i(x): moments that change as rho^t solve sum_i s a_i^2 G_i / (1 -
+        s a_i^2 G_i) = 1 at x = 1 / rho.
         """
-        if not self.diagonal or c >= self.critical(s):
+        if not self.diagonal:
             return np.nan
         mu, sum_of_poles = self.momentum, 1 + self.momentum - c * self.curvatures
         split = np.sqrt(sum_of_poles.astype(complex) ** 2 - 4 * mu)
@@ -135,7 +137,6 @@ class Modes:
         high = 1.0
         for _ in range(60):
             x = 2 / (low + high)
-            x = min(x, 1e300)
             response = x * (1 + mu * x) / ((1 - mu * x) * ((1 + mu * x) ** 2 - sum_of_poles**2 * x))
             share = s * (c * self.own) ** 2 * response
             settled = bool((share < 1).all() and (share / (1 - share)).sum() < 1)
@@ -143,7 +144,7 @@ class Modes:
         return (low + high) / 2
 
     def solve(self, c: float, s: float, noise: Array, critical_batch: float) -> Array:
-        """P for additive noise (r, r), at a multiple below the critical one; critical_batch is that of the multiple."""
+        """P for additive noise (r, r), at a multiple below the critical one; critical_batch is that multiple's."""
         if self.diagonal:
             b = self.damping(c) - s * self.own[:, None] * self.own
             own = np.diag(b)

@@ -52,8 +52,9 @@ def input_noise(
     batch_size: int | Sequence[int],
     momentum: float = 0.0,
     l2: ArrayLike = 0.0,
+    label_variance: float = 0.0,
 ) -> xr.Dataset:
-    """Stationary SGD where noise of covariance B is added to the features, y = u^T x~ without noise; see `gaussian`.
+    """Stationary SGD where noise of covariance B is added to the features of y = u^T x~ (+ eps); see `gaussian`.
 
     Source: Proposition 9 and Theorem 9 of Ziyin et al. (2022); in the test loss the trace is that of A, not of A + B.
 
@@ -62,8 +63,8 @@ def input_noise(
     (0.202380952381, 0.666666666667)
     """
     return gaussian(
-        feature_covariance, learning_rate, batch_size, input_covariance=input_covariance, l2=l2, target=target,
-        momentum=momentum,
+        feature_covariance, learning_rate, batch_size, label_variance=label_variance,
+        input_covariance=input_covariance, l2=l2, target=target, momentum=momentum,
     )  # fmt: skip
 
 
@@ -104,6 +105,7 @@ def gaussian(
     target: ArrayLike | None = None,
     momentum: float = 0.0,
     fourth_moment: FourthMoment | ArrayLike | None = None,
+    matrices: bool = True,
 ) -> xr.Dataset:
     """Where SGD settles on a linear model with label noise, input noise and penalty together; exact, at any rate.
 
@@ -114,7 +116,8 @@ def gaussian(
     number, a sequence (dimension `learning_rate`), or one symmetric positive definite matrix (p, p). batch_size: a
     number or a sequence (dimension `batch_size`). Momentum as in PyTorch, m <- mu m + g, w <- w - Lambda m.
     fourth_moment: for features that are not Gaussian, the map S -> E[x x^T S x x^T] or the tensor E[x_i x_j x_k x_l];
-    not together with input noise.
+    not together with input noise. matrices: False leaves out the two matrices, which for many parameters and a sweep
+    would fill the memory.
 
     Returns `weight_covariance` and `noise_covariance` of the minibatch gradient, averaged over the iterates (parameter,
     parameter_); `train_loss` with the penalty and the noise in it, `test_loss` 1/2 E (w - u)^T A (w - u) without;
@@ -139,10 +142,12 @@ def gaussian(
         feature_covariance, label_variance=label_variance, input_covariance=input_covariance, l2=l2, target=target,
         fourth=fourth_moment,
     )  # fmt: skip
-    return solved(model, Grid.of(learning_rate, batch_size, len(model.clean)), momentum)[0]
+    return solved(model, Grid.of(learning_rate, batch_size, len(model.clean)), momentum, matrices=matrices)[0]
 
 
-def solved(model: LinearModel, grid: Grid, momentum: float, shown: Grid | None = None) -> tuple[xr.Dataset, Modes]:
+def solved(
+    model: LinearModel, grid: Grid, momentum: float, shown: Grid | None = None, matrices: bool = True
+) -> tuple[xr.Dataset, Modes]:
     """The result of `gaussian`, and the coordinates it was had in.
 
     shown: the learning rates and batch sizes to label it with, if not those of the grid.
@@ -151,8 +156,9 @@ def solved(model: LinearModel, grid: Grid, momentum: float, shown: Grid | None =
     check_momentum(momentum)
     modes = Modes.of(model.features, model.penalty, grid.rates.root, momentum, model.fourth)
     p, T, shape = len(model.clean), modes.basis, (len(grid.rates.multiples), len(grid.sizes))
-    weights, noise = np.full((2, *shape, p, p), np.nan)
-    kappa, decay = np.full((2, *shape), np.nan)
+    weights, noise = np.full((2, *shape, p, p) if matrices else (2, 0), np.nan)
+    train, test, kappa, decay = np.full((4, *shape), np.nan)
+    additive = T.T @ model.noise @ T
     status = np.full(shape, DIVERGES, dtype=f"<U{len(STATIONARY)}")
     critical = np.array([modes.critical(1 / S) for S in grid.sizes])
     batches = np.array([modes.critical_batch(c) for c in grid.rates.multiples])
@@ -161,15 +167,13 @@ def solved(model: LinearModel, grid: Grid, momentum: float, shown: Grid | None =
             if c >= critical[j]:
                 continue
             status[i, j] = STATIONARY
-            P = modes.solve(c, 1 / S, T.T @ model.noise @ T / S, batches[i])
-            weights[i, j] = T @ P @ T.T
-            noise[i, j] = model.gradient_noise(weights[i, j], 1 / S)
+            Sigma = T @ modes.solve(c, 1 / S, additive / S, batches[i]) @ T.T
+            train[i, j], test[i, j] = model.losses(Sigma)
+            if matrices:
+                weights[i, j], noise[i, j] = Sigma, model.gradient_noise(Sigma, 1 / S)
             kappa[i, j] = (modes.features * modes.solve(c, 1 / S, modes.features, batches[i])).sum()
             decay[i, j] = modes.decay(c, 1 / S)
-    train, test = model.losses(weights)
     found = {
-        "weight_covariance": shown.variable(weights, *MATRIX),
-        "noise_covariance": shown.variable(noise, *MATRIX),
         "train_loss": shown.variable(train),
         "test_loss": shown.variable(test),
         "kappa": shown.variable(kappa),
@@ -180,6 +184,11 @@ def solved(model: LinearModel, grid: Grid, momentum: float, shown: Grid | None =
         "mean_critical_learning_rate": ((), modes.mean_critical),
         "mean_weights": (("parameter",), np.full(p, np.nan) if modes.unstable else model.minimum),
     }
+    if matrices:
+        found |= {
+            "weight_covariance": shown.variable(weights, *MATRIX),
+            "noise_covariance": shown.variable(noise, *MATRIX),
+        }
     attributes = {
         "theory": "exact second moments of SGD on a linear model, fresh samples at every step",
         "features": "Gaussian" if model.fourth is None else "given by their fourth moments",
