@@ -137,9 +137,10 @@ class Modes:
         high = 1.0
         for _ in range(60):
             x = 2 / (low + high)
-            response = x * (1 + mu * x) / ((1 - mu * x) * ((1 + mu * x) ** 2 - sum_of_poles**2 * x))
-            share = s * (c * self.own) ** 2 * response
-            settled = bool((share < 1).all() and (share / (1 - share)).sum() < 1)
+            with np.errstate(divide="ignore", invalid="ignore"):  # a mode's own pole: not settled
+                response = x * (1 + mu * x) / ((1 - mu * x) * ((1 + mu * x) ** 2 - sum_of_poles**2 * x))
+                share = s * (c * self.own) ** 2 * response
+                settled = bool((share < 1).all() and (share / (1 - share)).sum() < 1)
             low, high = (low, 1 / x) if settled else (1 / x, high)
         return (low + high) / 2
 
