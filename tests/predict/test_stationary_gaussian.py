@@ -111,6 +111,20 @@ def test_the_rate_of_convergence_is_the_radius(momentum, l2, share):
     assert float(result["second_moment_rate"]) == pytest.approx(radius, abs=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("p", "momentum", "share"),
+    [(1, 0.5, 0.5), (2, 0.0, 0.1), (2, 0.0, 0.9), (3, 0.6, 0.05), (3, 0.6, 0.7), (3, 0.9, 0.99)],
+)
+def test_the_rate_of_convergence_where_nothing_commutes(p, momentum, share):
+    A, _, options, twin = problem(p, "label, input, matrix penalty")
+    base = matrix(np.random.default_rng(3), p)
+    limit = float(st.gaussian(A, base, 2, momentum=momentum, **options)["critical_learning_rate"])
+    result = st.gaussian(A, share * limit * base, 2, momentum=momentum, **options)
+    assert float(result["second_moment_rate"]) == pytest.approx(
+        twin(share * limit * base, 2, momentum).radius(), abs=1e-9
+    )
+
+
 def test_the_table_of_worked_numbers():
     s = st.label_noise([[1, 0.4], [0.4, 0.5]], 0.5, np.array([[0.2, 0.05], [0.05, 0.3]]), 4, momentum=0.5)
     np.testing.assert_allclose(
