@@ -111,6 +111,20 @@ def test_the_rate_of_convergence_is_the_radius(momentum, l2, share):
     assert float(result["second_moment_rate"]) == pytest.approx(radius, abs=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("p", "momentum", "share"),
+    [(1, 0.5, 0.5), (2, 0.0, 0.1), (2, 0.0, 0.9), (3, 0.6, 0.05), (3, 0.6, 0.7), (3, 0.9, 0.99)],
+)
+def test_the_rate_of_convergence_where_nothing_commutes(p, momentum, share):
+    A, _, options, twin = problem(p, "label, input, matrix penalty")
+    base = matrix(np.random.default_rng(3), p)
+    limit = float(st.gaussian(A, base, 2, momentum=momentum, **options)["critical_learning_rate"])
+    result = st.gaussian(A, share * limit * base, 2, momentum=momentum, **options)
+    assert float(result["second_moment_rate"]) == pytest.approx(
+        twin(share * limit * base, 2, momentum).radius(), abs=1e-9
+    )
+
+
 def test_the_table_of_worked_numbers():
     s = st.label_noise([[1, 0.4], [0.4, 0.5]], 0.5, np.array([[0.2, 0.05], [0.05, 0.3]]), 4, momentum=0.5)
     np.testing.assert_allclose(
@@ -340,3 +354,27 @@ def test_just_below_the_limit_the_solve_is_still_exact():
         for e in (1e-6, 1e-9)
     ]
     assert traces[0] == pytest.approx(traces[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_directions_that_the_penalty_alone_curves(momentum):
+    """Features of rank one among three: the rest is held by the penalty, without noise, and sets the slowest rate."""
+    A, u = np.outer([1.0, 0.5, -0.2], [1.0, 0.5, -0.2]), np.array([1.0, -1.0, 0.5])
+    result = st.gaussian(A, 0.4, 3, label_variance=0.5, l2=0.1, target=u, momentum=momentum)
+    twin = Twin(*observed(A, u, 0.5), 0.4, 3, momentum, 0.1)
+    np.testing.assert_allclose(result["weight_covariance"], twin.stationary()["covariance"], rtol=1e-8, atol=1e-12)
+    assert float(result["second_moment_rate"]) == pytest.approx(twin.radius(), abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_degenerate_sums_and_repeated_eigenvalues(seed):
+    """A + Gamma a multiple of the identity, whatever A; A one, whatever Gamma."""
+    rng = np.random.default_rng(seed)
+    A, u, skew = matrix(rng, 3), rng.normal(size=3), rng.normal(size=(3, 3))
+    if seed % 2:
+        G = 1.3 * np.linalg.eigvalsh(A)[-1] * np.eye(3) - A
+    else:
+        A, G = 0.7 * np.eye(3), 0.1 * (skew + skew.T)
+    result = st.gaussian(A, 0.3, 2, label_variance=0.5, l2=G, target=u)
+    exact = Twin(*observed(A, u, 0.5), 0.3, 2, 0.0, G).stationary()
+    np.testing.assert_allclose(result["weight_covariance"], exact["covariance"], rtol=1e-8, atol=1e-12)

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, cg, eigsh
 
 from shotnoise.errors import ShotnoiseError
@@ -28,6 +29,7 @@ from shotnoise.predict.stationary.arguments import Array, FourthMoment
 
 NULL = 1e-12  # curvatures below this share of the largest count as zero
 DIAGONAL = 1e-11  # off-diagonal entries below this share of the largest count as zero: matrices commute
+MOST_COUPLED = 100  # modes up to which the rate of convergence is found where nothing commutes
 PRECISION = 1e-12  # relative error of a linear solve, in the norm of the symmetrised equation
 
 
@@ -122,25 +124,47 @@ class Modes:
             return float(np.linalg.eigvalsh(np.diag(weighted**2) + np.outer(weighted, weighted))[-1])
         return self._largest(lambda P: root * self.spread(root * P))
 
-    def decay(self, c: float, s: float) -> float:
-        """The factor per step by which second moments approach their limit; NaN where it is not in closed form.
+    def convergence(self, c: float, s: float) -> float:
+        """The factor per step by which second moments approach their limit, below the critical multiple.
 
-        Below the critical multiple. A unit kick moves mode i by h_n after n steps, sum h_n^2 x^n = x (1 + mu x) / [(1 -
-        mu x) ((1 + mu x)^2 - (1 + mu - c k)^2 x)] = G_i(x): moments that change as rho^t solve sum_i s a_i^2 G_i / (1 -
-        s a_i^2 G_i) = 1 at x = 1 / rho.
+        A unit kick moves mode i by h_i(n) after n steps, and with z = 1 + mu - c k
+
+            G_ij = sum_n h_i h_j x^n = x (1 - mu^2 x^2) / [1 - z_i z_j x + mu (z_i^2 + z_j^2 - 2 mu) x^2 - mu^2 z_i z_j
+            x^3 + mu^4 x^4],
+
+        so that P changes as rho^t where P = s c^2 G * N(P), entry by entry, has a solution at x = 1 / rho. Where K is
+        diagonal that is sum_i y_i / (1 - y_i) = 1, y_i = s (c a_i)^2 G_ii. NaN beyond MOST_COUPLED modes that couple.
         """
-        if not self.diagonal:
+        mu, z = self.momentum, 1 + self.momentum - c * self.curvatures
+        split = np.sqrt(z.astype(complex) ** 2 - 4 * mu)
+        low = float(np.max(np.abs(np.array([z + split, z - split]) / 2) ** 2, initial=0.0))  # of the mean, squared
+        if self.diagonal:
+            return self._bisected(lambda rho: self._settled(_response(z, z, mu, rho), c, s), low)
+        if len(z) > MOST_COUPLED:
             return np.nan
-        mu, sum_of_poles = self.momentum, 1 + self.momentum - c * self.curvatures
-        split = np.sqrt(sum_of_poles.astype(complex) ** 2 - 4 * mu)
-        low = float(np.max(np.abs(np.array([sum_of_poles + split, sum_of_poles - split]) / 2) ** 2, initial=0.0))
+
+        def excess(rho: float) -> float:
+            root = c * np.sqrt(_response(z[:, None], z, mu, rho))
+            return s * self._largest(lambda P: root * self.spread(root * P)) - 1
+
+        above = (1 + low) / 2
+        while excess(above) < 0:
+            above = (above + low) / 2
+            if above - low < 1e-9:
+                return low  # what the noise does decays faster than the mean
+        return float(brentq(excess, above, 1.0, xtol=1e-13))
+
+    def _settled(self, response: Array, c: float, s: float) -> bool:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = s * (c * self.own) ** 2 * response
+            return bool((share < 1).all() and (share / (1 - share)).sum() < 1)
+
+    @staticmethod
+    def _bisected(settled: Callable[[float], bool], low: float) -> float:
         high = 1.0
         for _ in range(60):
-            x = 2 / (low + high)
-            response = x * (1 + mu * x) / ((1 - mu * x) * ((1 + mu * x) ** 2 - sum_of_poles**2 * x))
-            share = s * (c * self.own) ** 2 * response
-            settled = bool((share < 1).all() and (share / (1 - share)).sum() < 1)
-            low, high = (low, 1 / x) if settled else (1 / x, high)
+            middle = (low + high) / 2
+            low, high = (low, middle) if settled(middle) else (middle, high)
         return (low + high) / 2
 
     def solve(self, c: float, s: float, noise: Array, critical_batch: float) -> Array:
@@ -195,6 +219,15 @@ def spread(K: Array, P: Array, fourth: FourthMoment | None = None) -> Array:
     if fourth is None:
         return K @ P @ K + (K * P).sum() * K
     return fourth(P) - K @ P @ K
+
+
+def _response(z: Array, other: Array, mu: float, rho: float) -> Array:
+    """G of `Modes.convergence`; infinite at a pole."""
+    x, both = 1 / rho, z * other
+    poles = 1 - both * x + mu * (z**2 + other**2 - 2 * mu) * x**2 - mu**2 * both * x**3 + mu**4 * x**4
+    with np.errstate(divide="ignore"):
+        found: Array = x * (1 - mu**2 * x**2) / poles
+    return found
 
 
 def _is_diagonal(matrix: Array) -> bool:

@@ -125,8 +125,8 @@ def gaussian(
     contains the learning rate); `critical_learning_rate`, from which on second moments diverge (for a matrix: the
     multiple of it; 0 where none is stable), `mean_critical_learning_rate`, from which on the mean does, and
     `critical_batch_size`: stable are batches above it; `second_moment_rate`, the factor per step by which second
-    moments approach the limit (NaN where it has no closed form); `status`, "stationary" or "diverges": there every
-    moment is NaN. Directions that nothing curves keep their start and count nothing.
+    moments approach the limit (NaN for more than 100 parameters where nothing commutes); `status`, "stationary" or
+    "diverges": there every moment is NaN. Directions that nothing curves keep their start and count nothing.
 
     Cost O(p^3): in closed form where A + B and Gamma commute (with the learning rates taken in), else about a hundred
     products of p x p matrices for each rate and batch size.
@@ -157,7 +157,7 @@ def solved(
     modes = Modes.of(model.features, model.penalty, grid.rates.root, momentum, model.fourth)
     p, T, shape = len(model.clean), modes.basis, (len(grid.rates.multiples), len(grid.sizes))
     weights, noise = np.full((2, *shape, p, p) if matrices else (2, 0), np.nan)
-    train, test, kappa, decay = np.full((4, *shape), np.nan)
+    train, test, kappa, rate = np.full((4, *shape), np.nan)
     additive = T.T @ model.noise @ T
     status = np.full(shape, DIVERGES, dtype=f"<U{len(STATIONARY)}")
     critical = np.array([modes.critical(1 / S) for S in grid.sizes])
@@ -172,12 +172,12 @@ def solved(
             if matrices:
                 weights[i, j], noise[i, j] = Sigma, model.gradient_noise(Sigma, 1 / S)
             kappa[i, j] = (modes.features * modes.solve(c, 1 / S, modes.features, batches[i])).sum()
-            decay[i, j] = modes.decay(c, 1 / S)
+            rate[i, j] = modes.convergence(c, 1 / S)
     found = {
         "train_loss": shown.variable(train),
         "test_loss": shown.variable(test),
         "kappa": shown.variable(kappa),
-        "second_moment_rate": shown.variable(decay),
+        "second_moment_rate": shown.variable(rate),
         "status": shown.variable(status),
         "critical_learning_rate": shown.variable(critical, over="batch_size"),
         "critical_batch_size": shown.variable(batches, over="learning_rate"),
