@@ -76,6 +76,13 @@ def test_the_python_of_the_readme_runs():
     assert "a larger batch stops paying" in finished.stdout
 
 
+def test_the_python_of_the_pages_on_theory_runs():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "predict.md").read_text(), re.S)
+    assert len(blocks) == 3
+    finished = subprocess.run([sys.executable, "-W", "error", "-c", "\n".join(blocks)], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+
+
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.stem)
 def test_the_examples_run_and_assert_what_they_show(example):
     finished = subprocess.run([sys.executable, "-W", "error", str(example)], capture_output=True, text=True)
