@@ -21,7 +21,8 @@ from shotnoise.predict.stationary.rivals import rivals
 from shotnoise.predict.stationary.scaling import linear_scaling
 from shotnoise.predict.stationary.second_order import damped_newton, natural_gradient
 from shotnoise.predict.stationary.stability import critical_batch_size, critical_learning_rate, critical_width
-from shotnoise.predict.stationary.tails import tail_index, tail_index_data, tail_index_matrix
+from shotnoise.predict.stationary.tail_population import tail_index_matrix
+from shotnoise.predict.stationary.tails import tail_index, tail_index_data
 from shotnoise.predict.stationary.verb import gaussian, input_noise, label_noise, regularised
 
 __all__ = [
