@@ -8,9 +8,9 @@ and, entry by entry in the eigenbasis of H, with eigenvalues l_i and momentum mu
 
     slope_ij = (1 - mu) (l_i + l_j),     E_ij = [mu (l_i - l_j)^2 - (1 - mu)^2 l_i l_j] / (1 - mu^2),
 
-from summing the products of two impulse responses of w <- (1 + mu - a l) w - mu w_before (for mu = 0 it is P = J P J
-+ a^2 kappa S(P) + ..). All three are self-adjoint, and the operator falls with a: second moments stay bounded if and
-only if it is positive definite, up to a = 1 / (largest eigenvalue of slope^-1/2 (kappa S - E) slope^-1/2).
+as `predict.damping` derives (for mu = 0 it is P = J P J + a^2 kappa S(P) + ..). All three are self-adjoint, and the
+operator falls with a: second moments stay bounded if and only if it is positive definite, up to a = 1 / (largest
+eigenvalue of slope^-1/2 (kappa S - E) slope^-1/2).
 """
 
 from collections.abc import Sequence
@@ -23,6 +23,7 @@ from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, cg, eigsh
 
 from shotnoise import results
 from shotnoise.errors import InputError, ShotnoiseError
+from shotnoise.predict import damping
 from shotnoise.predict.linear_regression.least_squares import Array, LeastSquares, least_squares
 from shotnoise.predict.linear_regression.recursion import expected_noise
 from shotnoise.predict.linear_regression.verb import check_momentum, check_sampling
@@ -163,13 +164,11 @@ class SecondMoments:
 
     @property
     def slope(self) -> Array:
-        return (1 - self.momentum) * (self.curvatures[:, None] + self.curvatures)
+        return damping.slope(self.curvatures, self.momentum)
 
     @property
     def offset(self) -> Array:
-        """E, the entries that do not depend on the learning rate."""
-        h, mu = self.curvatures, self.momentum
-        return (mu * (h[:, None] - h) ** 2 - (1 - mu) ** 2 * h[:, None] * h) / (1 - mu**2)
+        return damping.offset(self.curvatures, self.momentum)
 
     def spread(self, P: Array) -> Array:
         """S(P) for P (r, r)."""

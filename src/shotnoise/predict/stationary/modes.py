@@ -25,6 +25,7 @@ from scipy.optimize import brentq
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, cg, eigsh
 
 from shotnoise.errors import ShotnoiseError
+from shotnoise.predict import damping
 from shotnoise.predict.stationary.arguments import Array, FourthMoment
 
 NULL = 1e-12  # curvatures below this share of the largest count as zero
@@ -80,12 +81,11 @@ class Modes:
 
     @cached_property
     def slope(self) -> Array:
-        return (1 - self.momentum) * (self.curvatures[:, None] + self.curvatures)
+        return damping.slope(self.curvatures, self.momentum)
 
     @cached_property
     def offset(self) -> Array:
-        k, mu = self.curvatures, self.momentum
-        return (mu * (k[:, None] - k) ** 2 - (1 - mu) ** 2 * k[:, None] * k) / (1 - mu**2)
+        return damping.offset(self.curvatures, self.momentum)
 
     def spread(self, P: Array) -> Array:
         """N(P)."""
