@@ -6,7 +6,7 @@ import torch
 
 from shotnoise.errors import InputError
 from shotnoise.problem import Problem
-from shotnoise.simulate.engines.dense import Dense, layers_of
+from shotnoise.simulate.engines.dense import Dense, activation_of, layers_of
 from shotnoise.simulate.engines.engine import Engine
 from shotnoise.simulate.engines.linear import LARGEST_RATIO, Linear, is_linear_regression
 from shotnoise.simulate.engines.stacked import OneByOne, Stacked
@@ -19,7 +19,7 @@ def _linear(problem: Problem) -> Engine | str:
 
 
 def _dense(problem: Problem) -> Engine | str:
-    layers = layers_of(problem)
+    layers = layers_of(problem, activation_of)
     return layers if isinstance(layers, str) else Dense(problem, layers)
 
 
