@@ -45,13 +45,24 @@ struct Product {
   void tile(Index i, Index j) const {
     Vector<T> sum[M][N];
     Vector<T>* const out = c + i * c_a + j * c_b;
-    for (int m = 0; m < M; ++m)
+    const auto each = [](auto act) {  // unrolled, or the sums would not stay in registers
+#pragma GCC unroll 8
       for (int n = 0; n < N; ++n)
-        sum[m][n] = start == Start::there ? out[m * c_a + n * c_b] : start == Start::bias ? bias[i + m] : Vector<T>{};
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) act(m, n);
+    };
+    if (start == Start::there) {
+      each([&](int m, int n) { sum[m][n] = out[m * c_a + n * c_b]; });
+    } else if (start == Start::bias) {
+      each([&](int m, int n) { sum[m][n] = bias[i + m]; });
+    } else {
+      each([&](int m, int n) { sum[m][n] = Vector<T>{}; });
+    }
     const Vector<T>* left = a + i * a_row;
     const B* right = b + j * b_row;
     for (Index s = 0; s < k; ++s, left += a_k, right += b_k) {
       Vector<T> row[M];
+#pragma GCC unroll 8
       for (int m = 0; m < M; ++m) row[m] = left[m * a_row];
 #pragma GCC unroll 8
       for (int n = 0; n < N; ++n) {
@@ -60,8 +71,7 @@ struct Product {
         for (int m = 0; m < M; ++m) sum[m][n] += row[m] * number;
       }
     }
-    for (int m = 0; m < M; ++m)
-      for (int n = 0; n < N; ++n) out[m * c_a + n * c_b] = sum[m][n];
+    each([&](int m, int n) { out[m * c_a + n * c_b] = sum[m][n]; });
   }
 
   template <int M, int N = WIDE>
@@ -163,6 +173,7 @@ Vector<T> total(Index count, F term) {
 template <class T>
 class Block {
   using V = Vector<T>;
+  using Int = typename Types<T>::Int;
   static constexpr int L = LANES<T>;
 
  public:
@@ -177,7 +188,7 @@ class Block {
 
   static Index scratch(const Job<T>& job) {
     const Net& net = *job.net;
-    Index per_sample = net.inputs() + 2 * net.widest;
+    Index per_sample = net.inputs() + 2 * net.widest + Index(sizeof(Index) / sizeof(T));
     for (Index k = 0; k < net.depth; ++k) per_sample += net.layers[k].outputs * (needs_slopes(net.layers[k]) ? 2 : 1);
     return L * (net.parameters * (4 + job.optimizer.memories()) + chunk(job) * per_sample);
   }
@@ -192,6 +203,7 @@ class Block {
     for (int m = 0; m < job.optimizer.memories(); ++m) memory[m] = take(P);
     gathered = take(most * net.inputs());
     d = take(most * net.widest), d_below = take(most * net.widest);
+    places = (Index*)take(most * Index(sizeof(Index) / sizeof(T)));
     states = free;
   }
 
@@ -226,6 +238,7 @@ class Block {
   Index runs, seen = 0;
   V *weights, *gradient, *before, *full, *memory[3], *gathered, *d, *d_below, *states;
   V norm;
+  Index* places;
 
   // Matrices (R, P) to [parameter][lane] and back; lanes without a run have weights of zero.
   void in(V* to, const T* from) const {
@@ -280,29 +293,32 @@ class Block {
     return poll.stop(poll.state);
   }
 
-  // Where lane l finds sample s of step t.
-  Index sample(Index t, Index s, int l) const {
-    const Index run = l < runs ? first + l : first;
-    if (job.indices) return job.indices[run * job.index_run + t * job.index_step + s];
-    return run * job.batch + s;
-  }
-
   V minibatch(Index t) {
     const T* x = job.indices ? job.inputs : job.own_inputs;
     const void* y = job.indices ? job.targets : job.own_targets;
     V loss{};
     for (Index start = 0; start < job.batch; start += most) {
       const Index m = job.batch - start < most ? job.batch - start : most;
+      place(t, start, m);
       for (Index s = 0; s < m; ++s) {
         const T* rows[L];
-        for (int l = 0; l < L; ++l) rows[l] = x + sample(t, start + s, l) * net.inputs();
+        for (int l = 0; l < L; ++l) rows[l] = x + places[s * L + l] * net.inputs();
         gather(gathered + s * net.inputs(), rows, net.inputs());
       }
       forward<false>(gathered, m);
-      loss += compare(y, m, job.batch, true, [&](Index s, int l) { return sample(t, start + s, l); });
+      loss += compare<false>(y, 0, m, job.batch, true);
       backward<false>(gathered, m, gradient, start > 0);
     }
     return penalised(loss * (1 / T(scale(job.batch))), gradient);
+  }
+
+  // Where the lanes find samples start, start + 1, ... of their batch; a lane without a run does as the first.
+  void place(Index t, Index start, Index m) {
+    for (int l = 0; l < L; ++l) {
+      const Index run = first + (l < runs ? l : 0);
+      const Index* const own = job.indices + run * job.index_run + t * job.index_step + start;
+      for (Index s = 0; s < m; ++s) places[s * L + l] = job.indices ? own[s] : run * job.batch + start + s;
+    }
   }
 
   // Full loss, gradient and accuracy.
@@ -315,7 +331,7 @@ class Block {
       const T* x = job.inputs + start * net.inputs();
       forward<true>(x, m);
       if (wanted & accuracy) right += hits((const Index*)job.targets + start, m);
-      loss += compare(job.targets, m, job.samples, wanted & full_gradient, [&](Index s, int) { return start + s; });
+      loss += compare<true>(job.targets, start, m, job.samples, wanted & full_gradient);
       if (wanted & full_gradient) backward<true>(x, m, full, start > 0);
       if (stopped(m)) return;
     }
@@ -384,37 +400,50 @@ class Block {
     }
   }
 
-  // The sum of the losses (twice that of squares) of m samples, and d, the gradient of the mean at the outputs.
-  template <class Sample>
-  V compare(const void* targets, Index m, Index count, bool gradient, Sample sample) {
+  // The sum of the losses (twice that of squares) of m samples, and d, the gradient of the mean at the outputs. Lane l of
+  // the runs' own samples has target places[s * L + l]; of shared ones all have target `start + s`.
+  template <bool SHARED>
+  V compare(const void* targets, Index start, Index m, Index count, bool gradient) {
     const Index o = net.outputs();
     const V* z = outputs(net.depth - 1);
     const T share = 1 / T(count);
     V loss{};
     for (Index s = 0; s < m; ++s, z += o) {
       V* const slope = d + s * o;
-      Index place[L];
-      for (int l = 0; l < L; ++l) place[l] = sample(s, l);
       if (net.loss == Loss::mse) {
+        const T* y = (const T*)targets;
+        if constexpr (SHARED) {
+          for (Index a = 0; a < o; ++a) slope[a] = z[a] - y[(start + s) * o + a];
+        } else {
+          const T* rows[L];
+          for (int l = 0; l < L; ++l) rows[l] = y + places[s * L + l] * o;
+          gather(slope, rows, o);
+          for (Index a = 0; a < o; ++a) slope[a] = z[a] - slope[a];
+        }
         for (Index a = 0; a < o; ++a) {
-          V y;
-          for (int l = 0; l < L; ++l) y[l] = ((const T*)targets)[place[l] * o + a];
-          const V residual = z[a] - y;
-          loss += residual * residual;
-          slope[a] = residual * share;
+          loss += slope[a] * slope[a];
+          slope[a] *= share;
         }
         continue;
       }
-      V top = z[0], sum{}, own;
+      const Index* classes = (const Index*)targets;
+      Mask<T> own{};
+      if constexpr (SHARED) {
+        own += Int(classes[start + s]);
+      } else {
+        for (int l = 0; l < L; ++l) own[l] = Int(classes[places[s * L + l]]);
+      }
+      V top = z[0], sum{}, at_own{};
       for (Index a = 1; a < o; ++a) top = z[a] > top ? z[a] : top;
-      for (Index a = 0; a < o; ++a) sum += slope[a] = exp<T>(z[a] - top);
-      for (int l = 0; l < L; ++l) place[l] = ((const Index*)targets)[place[l]];
-      for (int l = 0; l < L; ++l) own[l] = z[place[l]][l];
-      loss += log<T>(sum) - (own - top);
+      for (Index a = 0; a < o; ++a) {
+        const V shifted = z[a] - top;
+        at_own = own == Int(a) ? shifted : at_own;
+        sum += slope[a] = exp<T>(shifted);
+      }
+      loss += log<T>(sum) - at_own;
       if (!gradient) continue;
       const V factor = share / sum;
-      for (Index a = 0; a < o; ++a) slope[a] *= factor;
-      for (int l = 0; l < L; ++l) slope[place[l]][l] -= share;
+      for (Index a = 0; a < o; ++a) slope[a] = slope[a] * factor - (own == Int(a) ? all<T>(share) : V{});
     }
     return loss;
   }
@@ -428,10 +457,10 @@ class Block {
       V top = z[0];
       for (Index a = 1; a < o; ++a) {
         const Mask<T> larger = z[a] > top;
-        best = larger ? Mask<T>{} + typename Types<T>::Int(a) : best;
+        best = larger ? Mask<T>{} + Int(a) : best;
         top = larger ? z[a] : top;
       }
-      right += best == Mask<T>{} + typename Types<T>::Int(classes[s]) ? all<T>(1) : V{};
+      right += best == Int(classes[s]) ? all<T>(1) : V{};
     }
     return right;
   }

@@ -162,10 +162,12 @@ class Work {
   }
 };
 
-void check_classes(const Index* classes, Index count, Index outputs) {
-  for (Index i = 0; i < count; ++i)
-    require(classes[i] >= 0 && classes[i] < outputs,
-            "class " + std::to_string(classes[i]) + " of " + std::to_string(outputs) + " outputs");
+void check_range(const Index* values, Index count, Index below, const char* name, const char* of) {
+  bool outside = false;
+  for (Index i = 0; i < count; ++i) outside |= std::uint64_t(values[i]) >= std::uint64_t(below);
+  for (Index i = 0; outside && i < count; ++i)
+    require(values[i] >= 0 && values[i] < below,
+            std::string(name) + " " + std::to_string(values[i]) + " of " + std::to_string(below) + " " + of);
 }
 
 template <class T>
@@ -194,7 +196,7 @@ void run(const Network& network, Matrix<T> weights, Matrix<const T> inputs, std:
                      : targets && Index(targets->shape(0)) == n && Index(targets->shape(1)) == outputs,
           "one target per sample is needed: classes for cross-entropy, else a matrix (samples, outputs)");
   job.targets = classifies ? static_cast<const void*>(classes->data()) : targets->data();
-  if (classifies) check_classes(classes->data(), n, outputs);
+  if (classifies) check_range(classes->data(), n, outputs, "class", "outputs");
 
   if (indices) {
     require(Index(indices->shape(0)) == R && Index(indices->shape(1)) == S && indices->stride(2) == 1,
@@ -202,12 +204,8 @@ void run(const Network& network, Matrix<T> weights, Matrix<const T> inputs, std:
     job.indices = indices->data(), job.batch = indices->shape(2);
     job.index_run = indices->stride(0), job.index_step = indices->stride(1);
     for (Index r = 0; r < R; ++r)
-      for (Index t = 0; t < S; ++t) {
-        const Index* row = job.indices + r * job.index_run + t * job.index_step;
-        for (Index s = 0; s < job.batch; ++s)
-          require(row[s] >= 0 && row[s] < n,
-                  "index " + std::to_string(row[s]) + " of " + std::to_string(n) + " samples");
-      }
+      for (Index t = 0; t < S; ++t)
+        check_range(job.indices + r * job.index_run + t * job.index_step, job.batch, n, "index", "samples");
   } else if (own_inputs) {
     job.batch = own_inputs->shape(1);
     const Index count = R * job.batch;
@@ -218,7 +216,7 @@ void run(const Network& network, Matrix<T> weights, Matrix<const T> inputs, std:
             "one target is needed for each of the runs' own samples");
     job.own_inputs = own_inputs->data();
     job.own_targets = classifies ? static_cast<const void*>(own_classes->data()) : own_targets->data();
-    if (classifies) check_classes(own_classes->data(), count, outputs);
+    if (classifies) check_range(own_classes->data(), count, outputs, "class", "outputs");
   }
   require(job.batch > 0 || !(indices || own_inputs), "a batch has at least one sample");
 
