@@ -28,6 +28,15 @@ struct Operand<T, false> {
 
 enum class Start { zero, bias, there };
 
+// What becomes of a gradient: kept, or w -= rate (g + decay w) at once, which spares a pass over weights and gradient.
+template <class T>
+struct Descent {
+  bool now = false;
+  T rate{}, decay{};
+
+  Vector<T> operator()(Vector<T> w, Vector<T> g) const { return w - rate * (g + decay * w); }
+};
+
 template <class T, bool SHARED>
 struct Product {
   using B = typename Operand<T, SHARED>::Element;
@@ -39,7 +48,8 @@ struct Product {
   Index c_a, c_b;
   Index rows_a, rows_b, k;
   Start start;
-  const Vector<T>* bias;  // by row of A
+  const Vector<T>* bias = nullptr;  // by row of A
+  Descent<T> descent = {};          // with C the weights
 
   template <int M, int N>
   void tile(Index i, Index j) const {
@@ -71,33 +81,37 @@ struct Product {
         for (int m = 0; m < M; ++m) sum[m][n] += row[m] * number;
       }
     }
-    each([&](int m, int n) { out[m * c_a + n * c_b] = sum[m][n]; });
+    each([&](int m, int n) {
+      Vector<T>& place = out[m * c_a + n * c_b];
+      place = descent.now ? descent(place, sum[m][n]) : sum[m][n];
+    });
   }
 
-  template <int M, int N = WIDE>
-  void columns(Index i, Index j, Index n) const {
-    if (n == N) return tile<M, N>(i, j);
-    if constexpr (N > 1) columns<M, N - 1>(i, j, n);
+  template <int N, int M = TALL>
+  void rows(Index i, Index j, Index m) const {
+    if (m == M) return tile<M, N>(i, j);
+    if constexpr (M > 1) rows<N, M - 1>(i, j, m);
   }
 
-  template <int M = TALL>
-  void rows(Index i, Index m) const {
-    if (m == M) {
-      const Index tiles = (rows_b + WIDE - 1) / WIDE;  // as equal as can be
+  template <int N = WIDE>
+  void columns(Index j, Index n) const {
+    if (n == N) {
+      const Index tiles = (rows_a + TALL - 1) / TALL;
       for (Index t = 0; t < tiles; ++t) {
-        const Index j = rows_b * t / tiles;
-        columns<M>(i, j, rows_b * (t + 1) / tiles - j);
+        const Index i = rows_a * t / tiles;
+        rows<N>(i, j, rows_a * (t + 1) / tiles - i);
       }
       return;
     }
-    if constexpr (M > 1) rows<M - 1>(i, m);
+    if constexpr (N > 1) columns<N - 1>(j, n);
   }
 
+  // Tiles as equal as can be; a few rows of B stay in the first cache while all of A goes by.
   void operator()() const {
-    const Index tiles = (rows_a + TALL - 1) / TALL;
+    const Index tiles = (rows_b + WIDE - 1) / WIDE;
     for (Index t = 0; t < tiles; ++t) {
-      const Index i = rows_a * t / tiles;
-      rows(i, rows_a * (t + 1) / tiles - i);
+      const Index j = rows_b * t / tiles;
+      columns(j, rows_b * (t + 1) / tiles - j);
     }
   }
 };
@@ -216,10 +230,10 @@ class Block {
       if (stopped(job.batch)) return;
       look(t);
       if (!job.batch) continue;
-      const V loss = minibatch(t);
-      out(job.losses, t, loss);
-      if (job.wanted[t] & gradient_norm || job.wanted[t] & cosine || job.optimizer.max_norm) observe(t);
-      if (t < job.updates) update(t);
+      const bool at_once = descends(t);
+      out(job.losses, t, minibatch(t, at_once));
+      if (job.wanted[t] & (gradient_norm | cosine) || job.optimizer.max_norm) observe(t);
+      if (t < job.updates && !at_once) update(t);
       if (job.before) swap(gradient, before);
     }
     if (job.updates) out(job.weights, weights);
@@ -293,7 +307,16 @@ class Block {
     return poll.stop(poll.state);
   }
 
-  V minibatch(Index t) {
+  // Whether plain SGD may change each weight as soon as its gradient is there.
+  bool descends(Index t) const {
+    const Optimizer& rule = job.optimizer;
+    const bool plain = rule.rule == Rule::sgd && rule.momentum == 0 && rule.max_norm == 0 && net.l2 == 0;
+    const bool unseen = !(job.wanted[t] & (gradient_norm | cosine)) && !job.before && !job.gradients;
+    return plain && unseen && t < job.updates && job.batch <= most;
+  }
+
+  V minibatch(Index t, bool at_once) {
+    const Descent<T> descent = at_once ? Descent<T>{true, T(job.rates[t]), T(job.optimizer.weight_decay)} : Descent<T>{};
     const T* x = job.indices ? job.inputs : job.own_inputs;
     const void* y = job.indices ? job.targets : job.own_targets;
     V loss{};
@@ -307,7 +330,7 @@ class Block {
       }
       forward<false>(gathered, m);
       loss += compare<false>(y, 0, m, job.batch, true);
-      backward<false>(gathered, m, gradient, start > 0);
+      backward<false>(gathered, m, gradient, start > 0, descent);
     }
     return penalised(loss * (1 / T(scale(job.batch))), gradient);
   }
@@ -376,26 +399,31 @@ class Block {
     }
   }
 
-  // From d, the gradient at the outputs, that of all weights; added to what is there, or instead of it.
+  // From d, the gradient at the outputs, that of all weights: added to what is there, instead of it, or a step at once.
   template <bool SHARED>
-  void backward(const typename Operand<T, SHARED>::Element* x, Index m, V* gradient, bool add) {
+  void backward(const typename Operand<T, SHARED>::Element* x, Index m, V* gradient, bool add, Descent<T> descent = {}) {
     const Start start = add ? Start::there : Start::zero;
+    V* const to = descent.now ? weights : gradient;
     for (Index k = net.depth - 1; k >= 0; --k) {
       const Layer& layer = net.layers[k];
       const Index o = layer.outputs, i = layer.inputs;
+      const V* z = k ? outputs(k - 1) : nullptr;
+      if (k) {
+        Product<T, false>{weights + layer.weight, 1, i, d, o, 1, d_below, 1, i, i, m, o, Start::zero}();
+        slope_back<T>(net.layers[k - 1], d_below, z, slopes(k - 1), m * i);
+      }
       if (layer.bias >= 0)
         for (Index a = 0; a < o; ++a) {
           const V sum = total<T>(m, [&](Index s) { return d[s * o + a]; });
-          gradient[layer.bias + a] = add ? gradient[layer.bias + a] + sum : sum;
+          V& place = to[layer.bias + a];
+          place = descent.now ? descent(place, sum) : add ? place + sum : sum;
         }
-      if (k == 0) {
-        Product<T, SHARED>{d, 1, o, x, 1, i, gradient + layer.weight, i, 1, o, i, m, start, nullptr}();
-        return;
+      V* const c = to + layer.weight;
+      if (k) {
+        Product<T, false>{d, 1, o, z, 1, i, c, i, 1, o, i, m, start, nullptr, descent}();
+      } else {
+        Product<T, SHARED>{d, 1, o, x, 1, i, c, i, 1, o, i, m, start, nullptr, descent}();
       }
-      const V* z = outputs(k - 1);
-      Product<T, false>{d, 1, o, z, 1, i, gradient + layer.weight, i, 1, o, i, m, start, nullptr}();
-      Product<T, false>{weights + layer.weight, 1, i, d, o, 1, d_below, 1, i, i, m, o, Start::zero, nullptr}();
-      slope_back<T>(net.layers[k - 1], d_below, z, slopes(k - 1), m * i);
       swap(d, d_below);
     }
   }
