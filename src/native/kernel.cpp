@@ -3,8 +3,7 @@
 //     z_0 = x,   h_k = W_k z_{k-1} + c_k,   z_k = act_k(h_k),   d_K = dl/dh_K / m,
 //     dW_k = d_k z_{k-1}^T,   dc_k = sum d_k,   d_{k-1} = (W_k^T d_k) act'_{k-1}
 //
-// All three products are C[a][b] = sum_k A[a][k] B[b][k] with other strides, and a tile of C is held in registers. Samples
-// of its own for every run are gathered into [sample][feature][lane]; where all runs see the same samples, they stay numbers
+// In all three products a tile of the result is held in registers. Samples of its own for every run are gathered into [sample][feature][lane]; where all runs see the same samples, they stay numbers
 // and the processor broadcasts them. Lanes never meet: a run comes out the same in any company.
 #include "job.hpp"
 #include "lanes.hpp"
@@ -12,8 +11,8 @@
 namespace shotnoise::SHOTNOISE_SET {
 namespace {
 
-// Rows of A and B in a tile: accumulators, a row of A and one number of B in 32 registers, or in 16.
-constexpr int TALL = SHOTNOISE_BYTES == 64 ? 4 : 3, WIDE = SHOTNOISE_BYTES == 64 ? 6 : 4;
+// Rows of A and B in a tile: the sums, a column of A and one number of B fill 32 registers, or 16.
+constexpr int TALL = SHOTNOISE_BYTES == 64 ? 5 : 3, WIDE = SHOTNOISE_BYTES == 64 ? 5 : 4;
 constexpr Index CHUNK_BYTES = 192 * 1024;  // what the activations of some samples may take, beside the weights in L2
 constexpr Index POLL_EVERY = 64;           // samples between looks at the clock
 
@@ -37,24 +36,36 @@ struct Descent {
   Vector<T> operator()(Vector<T> w, Vector<T> g) const { return w - rate * (g + decay * w); }
 };
 
-template <class T, bool SHARED>
+// forward   C[s][a] = sum_k A[a][k] B[s][k]   outputs a of samples s from inputs k
+// back      C[s][a] = sum_k A[k][a] B[s][k]   gradient at inputs a from that at outputs k
+// weights   C[a][b] = sum_k A[k][a] B[k][b]   gradient of the weights, over samples k
+enum class Kind { forward, back, weights };
+
+template <class T, Kind KIND, bool SHARED>
 struct Product {
   using B = typename Operand<T, SHARED>::Element;
   const Vector<T>* a;
-  Index a_row, a_k;
+  Index a_stride;
   const B* b;
-  Index b_row, b_k;
+  Index b_stride;
   Vector<T>* c;
-  Index c_a, c_b;
+  Index c_stride;
   Index rows_a, rows_b, k;
   Start start;
   const Vector<T>* bias = nullptr;  // by row of A
   Descent<T> descent = {};          // with C the weights
 
+  Index a_row() const { return KIND == Kind::forward ? a_stride : 1; }
+  Index a_k() const { return KIND == Kind::forward ? 1 : a_stride; }
+  Index b_row() const { return KIND == Kind::weights ? 1 : b_stride; }
+  Index b_k() const { return KIND == Kind::weights ? b_stride : 1; }
+  Index c_a() const { return KIND == Kind::weights ? c_stride : 1; }
+  Index c_b() const { return KIND == Kind::weights ? 1 : c_stride; }
+
   template <int M, int N>
   void tile(Index i, Index j) const {
     Vector<T> sum[M][N];
-    Vector<T>* const out = c + i * c_a + j * c_b;
+    Vector<T>* const out = c + i * c_a() + j * c_b();
     const auto each = [](auto act) {  // unrolled, or the sums would not stay in registers
 #pragma GCC unroll 8
       for (int n = 0; n < N; ++n)
@@ -62,27 +73,27 @@ struct Product {
         for (int m = 0; m < M; ++m) act(m, n);
     };
     if (start == Start::there) {
-      each([&](int m, int n) { sum[m][n] = out[m * c_a + n * c_b]; });
+      each([&](int m, int n) { sum[m][n] = out[m * c_a() + n * c_b()]; });
     } else if (start == Start::bias) {
       each([&](int m, int n) { sum[m][n] = bias[i + m]; });
     } else {
       each([&](int m, int n) { sum[m][n] = Vector<T>{}; });
     }
-    const Vector<T>* left = a + i * a_row;
-    const B* right = b + j * b_row;
-    for (Index s = 0; s < k; ++s, left += a_k, right += b_k) {
+    const Vector<T>* left = a + i * a_row();
+    const B* right = b + j * b_row();
+    for (Index s = 0; s < k; ++s, left += a_k(), right += b_k()) {
       Vector<T> row[M];
 #pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) row[m] = left[m * a_row];
+      for (int m = 0; m < M; ++m) row[m] = left[m * a_row()];
 #pragma GCC unroll 8
       for (int n = 0; n < N; ++n) {
-        const B number = right[n * b_row];
+        const B number = right[n * b_row()];
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m) sum[m][n] += row[m] * number;
       }
     }
     each([&](int m, int n) {
-      Vector<T>& place = out[m * c_a + n * c_b];
+      Vector<T>& place = out[m * c_a() + n * c_b()];
       place = descent.now ? descent(place, sum[m][n]) : sum[m][n];
     });
   }
@@ -391,9 +402,9 @@ class Block {
       const V* bias = layer.bias < 0 ? nullptr : weights + layer.bias;
       const Start start = bias ? Start::bias : Start::zero;
       if (k == 0) {
-        Product<T, SHARED>{w, i, 1, x, i, 1, z, 1, o, o, m, i, start, bias}();
+        Product<T, Kind::forward, SHARED>{w, i, x, i, z, o, o, m, i, start, bias}();
       } else {
-        Product<T, false>{w, i, 1, outputs(k - 1), i, 1, z, 1, o, o, m, i, start, bias}();
+        Product<T, Kind::forward, false>{w, i, outputs(k - 1), i, z, o, o, m, i, start, bias}();
       }
       activate<T>(layer, z, slopes(k), m * o);
     }
@@ -409,7 +420,7 @@ class Block {
       const Index o = layer.outputs, i = layer.inputs;
       const V* z = k ? outputs(k - 1) : nullptr;
       if (k) {
-        Product<T, false>{weights + layer.weight, 1, i, d, o, 1, d_below, 1, i, i, m, o, Start::zero}();
+        Product<T, Kind::back, false>{weights + layer.weight, i, d, o, d_below, i, i, m, o, Start::zero}();
         slope_back<T>(net.layers[k - 1], d_below, z, slopes(k - 1), m * i);
       }
       if (layer.bias >= 0)
@@ -420,9 +431,9 @@ class Block {
         }
       V* const c = to + layer.weight;
       if (k) {
-        Product<T, false>{d, 1, o, z, 1, i, c, i, 1, o, i, m, start, nullptr, descent}();
+        Product<T, Kind::weights, false>{d, o, z, i, c, i, o, i, m, start, nullptr, descent}();
       } else {
-        Product<T, SHARED>{d, 1, o, x, 1, i, c, i, 1, o, i, m, start, nullptr, descent}();
+        Product<T, Kind::weights, SHARED>{d, o, x, i, c, i, o, i, m, start, nullptr, descent}();
       }
       swap(d, d_below);
     }
