@@ -4,7 +4,7 @@ The weights of a block of runs, as many as a vector has numbers, stay in the cac
 Losses and gradients are those of `dense` but for rounding, and batches come from the same streams.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -19,7 +19,7 @@ from shotnoise.losses import NAMED
 from shotnoise.problem import Problem
 from shotnoise.rules import Rule
 from shotnoise.simulate.engines.dense import Layer, data_of, layers_of
-from shotnoise.simulate.engines.engine import Batch, Engine
+from shotnoise.simulate.engines.engine import Batch, Engine, Trainer
 
 try:
     from shotnoise import _native as found
@@ -83,40 +83,12 @@ class Native(Engine):
 
     def accuracies(self, weights: Tensor) -> Tensor:
         found = weights.new_empty(1, len(weights))
-        self._run(self.data_part, weights, wanted=[ACCURACY], accuracies=found)
+        self.run(self.data_part, weights, wanted=[ACCURACY], accuracies=found)
         return found[0].double()
 
-    def trains(self, rule: Rule) -> bool:
-        return optimizer_of(rule) is not None
-
-    def train(
-        self,
-        weights: Tensor,
-        memory: Mapping[str, Tensor],
-        rule: Rule,
-        indices: Tensor,
-        rates: NDArray[np.float64],
-        first: int = 0,
-        wanted: Sequence[int] | NDArray[np.uint8] | None = None,
-        before: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """Steps on the batches (R, T, b), an update at each of the first len(rates) of them, in place.
-
-        Returns `losses` (T, R) of the minibatches, and what `wanted` (T,) asks for by its bits, where it does. before:
-        the gradients (R, P) of the step before the first, which those of the last step take the place of.
-        """
+    def trainer(self, rule: Rule) -> Trainer | None:
         optimizer = optimizer_of(rule)
-        assert optimizer is not None
-        runs, steps = indices.shape[:2]
-        bits = np.zeros(steps, np.uint8) if wanted is None else np.asarray(wanted, np.uint8)
-        some = int(np.bitwise_or.reduce(bits))
-        asked = {"losses"} | {place for bit, place in OBSERVED.values() if bit & some}
-        records = {place: weights.new_full((steps, runs), torch.nan) for place in asked}
-        self._run(
-            self.whole, weights, wanted=bits, indices=indices, rule=optimizer.name, options=list(optimizer.options),
-            memory=list(memory.values()), rates=rates, first=first, before=before, **records,
-        )  # fmt: skip
-        return records
+        return None if optimizer is None else _Trainer(self, optimizer)
 
     def _minibatch(self, weights: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         losses, gradients = weights.new_empty(1, len(weights)), torch.empty_like(weights)
@@ -127,21 +99,22 @@ class Native(Engine):
             y = self._targets(batch[1].flatten(0, 1))
             own = {"own_inputs": x, "own_classes": y} if self.classifies else {
                 "own_inputs": x, "own_targets": y.view(*x.shape[:2], -1)}  # fmt: skip
-        self._run(self.data_part, weights, wanted=[0], losses=losses, gradients=gradients, **own)
+        self.run(self.data_part, weights, wanted=[0], losses=losses, gradients=gradients, **own)
         return losses[0], gradients
 
     def _full(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         losses, gradients = weights.new_empty(1, len(weights)), torch.empty_like(weights)
         wanted = [FULL_LOSS | FULL_GRADIENT]
-        self._run(self.data_part, weights, wanted=wanted, full_losses=losses, full_gradients=gradients)
+        self.run(self.data_part, weights, wanted=wanted, full_losses=losses, full_gradients=gradients)
         return losses[0], gradients
 
     def _full_losses(self, weights: Tensor) -> Tensor:
         losses = weights.new_empty(1, len(weights))
-        self._run(self.data_part, weights, wanted=[FULL_LOSS], full_losses=losses)
+        self.run(self.data_part, weights, wanted=[FULL_LOSS], full_losses=losses)
         return losses[0]
 
-    def _run(self, network: Any, weights: Tensor, *, wanted: Any, rates: Any = NO_UPDATE, **options: Any) -> None:
+    def run(self, network: Any, weights: Tensor, *, wanted: Any, rates: Any = NO_UPDATE, **options: Any) -> None:
+        """The kernel, on the data of the problem."""
         assert MODULE is not None
         targets, classes = (None, self.targets) if self.classifies else (self.targets, None)
         MODULE.run(
@@ -153,6 +126,42 @@ class Native(Engine):
         if self.classifies:
             return targets.long().contiguous()
         return targets.flatten(1).to(self.problem.dtype).contiguous()
+
+
+class _Trainer:
+    """Steps by the kernel: see `engine.Trainer`."""
+
+    observed = tuple(OBSERVED)
+
+    def __init__(self, engine: Native, optimizer: Optimizer) -> None:
+        self.engine, self.optimizer = engine, optimizer
+
+    def __call__(
+        self,
+        weights: Tensor,
+        memory: Mapping[str, Tensor],
+        indices: Tensor,
+        rates: NDArray[np.float64],
+        first: int,
+        wanted: Mapping[str, NDArray[np.bool_]],
+        before: Tensor | None,
+    ) -> dict[str, Tensor]:
+        runs, steps = indices.shape[:2]
+        bits, places = np.zeros(steps, np.uint8), {"losses"}
+        for name, when in wanted.items():
+            bit, place = OBSERVED[name]
+            bits |= np.where(when, bit, 0).astype(np.uint8)
+            places.add(place)
+        found = {place: weights.new_full((steps, runs), torch.nan) for place in places}
+        self.engine.run(
+            self.engine.whole, weights, wanted=bits, indices=indices, rule=self.optimizer.name,
+            options=list(self.optimizer.options), memory=list(memory.values()), rates=rates, first=first,
+            before=before, **found,
+        )  # fmt: skip
+        records = {name: found[OBSERVED[name][1]] for name in (*wanted, "minibatch_loss")}
+        if "gradient_norm_sq" in records:
+            records["gradient_norm_sq"] = records["gradient_norm_sq"].square()
+        return records
 
 
 def native(problem: Problem) -> Engine | str:
