@@ -295,19 +295,22 @@ class Block {
       for (Index l = 0; l < runs; ++l) to[t * job.runs + first + l] = values[l];
   }
 
-  // count numbers from each of L rows, to [number][lane].
+  // count numbers from each of L rows, to [number][lane]; the last blocks of rows may overlap.
   static void gather(V* to, const T* const* rows, Index count) {
-    Index i = 0;
-    for (; i + L <= count; i += L) {
+    if (count < L) {
+      for (Index i = 0; i < count; ++i) {
+        V column;
+        for (int l = 0; l < L; ++l) column[l] = rows[l][i];
+        to[i] = column;
+      }
+      return;
+    }
+    for (Index next = 0; next < count; next += L) {
+      const Index i = next + L <= count ? next : count - L;
       V block[L];
       for (int l = 0; l < L; ++l) block[l] = load(rows[l] + i);
       transpose<T>(block);
       for (int l = 0; l < L; ++l) to[i + l] = block[l];
-    }
-    for (; i < count; ++i) {
-      V column;
-      for (int l = 0; l < L; ++l) column[l] = rows[l][i];
-      to[i] = column;
     }
   }
 
