@@ -540,7 +540,7 @@ class Block {
     V *const w = weights, *const m = memory[0], *const square = memory[1], *const largest = memory[2];
     switch (rule.rule) {
       case Rule::sgd:
-        if (mu == 0) return each([=](Index p, V g) { w[p] -= rate * g; });
+        if (mu == 0) return each([=, descent = Descent<T>{true, rate, 0}](Index p, V g) { w[p] = descent(w[p], g); });
         if (rule.nesterov)
           return each([=](Index p, V g) {
             m[p] = mu * m[p] + g;

@@ -252,15 +252,19 @@ void run(const Network& network, Matrix<T> weights, Matrix<const T> inputs, std:
   }
 }
 
+// Nothing is converted: a copy would be trained instead.
+auto array(const char* name) { return nb::arg(name).noconvert(); }
+
 template <class T>
 void bind_run(nb::module_& m) {
-  m.def("run", &run<T>, "network"_a, "weights"_a, "inputs"_a, "targets"_a.none(), "classes"_a.none(), nb::kw_only(),
-        "indices"_a.none() = nb::none(), "own_inputs"_a.none() = nb::none(), "own_targets"_a.none() = nb::none(),
-        "own_classes"_a.none() = nb::none(), "rule"_a = "sgd", "options"_a = std::vector<double>(6, 0.0),
-        "memory"_a = nb::list(), "rates"_a, "first"_a = 0, "wanted"_a, "before"_a.none() = nb::none(),
-        "gradients"_a.none() = nb::none(), "full_gradients"_a.none() = nb::none(), "losses"_a.none() = nb::none(),
-        "gradient_norms"_a.none() = nb::none(), "cosines"_a.none() = nb::none(), "full_losses"_a.none() = nb::none(),
-        "full_norms"_a.none() = nb::none(), "accuracies"_a.none() = nb::none(), "threads"_a = 1, "set"_a = "");
+  const auto optional = [](const char* name) { return array(name).none() = nb::none(); };
+  m.def("run", &run<T>, "network"_a, array("weights"), array("inputs"), array("targets").none(),
+        array("classes").none(), nb::kw_only(), optional("indices"), optional("own_inputs"), optional("own_targets"),
+        optional("own_classes"), "rule"_a = "sgd", "options"_a = std::vector<double>(6, 0.0),
+        array("memory") = nb::list(), array("rates"), "first"_a = 0, array("wanted"), optional("before"),
+        optional("gradients"), optional("full_gradients"), optional("losses"), optional("gradient_norms"),
+        optional("cosines"), optional("full_losses"), optional("full_norms"), optional("accuracies"), "threads"_a = 1,
+        "set"_a = "");
 }
 
 }  // namespace

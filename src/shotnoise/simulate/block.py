@@ -5,6 +5,7 @@ this gradient; then the rule leads to w_{t+1}. After the last step one more batc
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -29,7 +30,9 @@ from shotnoise.simulate.statistics import moments
 from shotnoise.simulate.streams import BATCHES, INITIAL_WEIGHTS, REDRAWS, run_stream
 
 Content = dict[str, NDArray[Any]]
-Watch = Callable[[int, State], None]  # called after a step, or several at once, of which it sees the last; raises to stop
+Watch = Callable[
+    [int, State], None
+]  # called after a step, or several at once, of which it sees the last; raises to stop
 NUMBERS_AHEAD = 2**20  # indices drawn at a time for all runs of a block
 POPULATION_AHEAD = 2**14  # numbers drawn at a time for one run of a population: fixed, since it decides the stream
 
@@ -38,10 +41,8 @@ def run_piece(plan: Plan, piece: Piece, engine: Engine | None = None, watch: Wat
     """The records of one piece, by field of the plan's layout."""
     training = _Training(plan, piece, plan.engine() if engine is None else engine)
     while training.t <= plan.steps:
-        many = training.together()
-        if watch is not None and training.t == 0:
-            many = min(many, 1)  # who watches may want to know the time of the first step, and what comes before it
-        state = training.several(many) if many else training.one()
+        first_alone = watch is not None and training.t == 0  # who watches may want to time what comes before the others
+        state = training.one() if training.trainer is None else training.several(1 if first_alone else plan.steps + 1)
         if watch is not None:
             watch(state.step, state)
     return training.records.content | {DIVERGED: training.diverged}
@@ -73,32 +74,34 @@ class _Training:
         self.needs_before = any(recorder.needs_before for recorder in plan.recorders)
         self.full_first = any(recorder.needs_full_gradient for recorder in plan.recorders)
 
-    def together(self) -> int:
-        """How many steps from here the engine can make in one call, 0 where a recorder must see the state itself."""
-        if self.trainer is None:
-            return 0
-        return next((s for s in self.records.alone if s >= self.t), self.plan.steps + 1) - self.t
-
     def one(self) -> State:
-        """One step."""
-        t, weights = self.t, self.weights
-        losses, gradients = self.engine.minibatch(weights, next(self.batches))
-        self._look_for_divergence(t, losses)
-        state = State(self.engine, t, weights, gradients, losses, self.before, partial(self._redraw, t), self.alive)
-        if self.full_first and self.records.wants(t):
+        """One step by the engine's gradient and the rule."""
+        state = self._state(next(self.batches))
+        if self.full_first and self.records.wants(self.t):
             _ = state.full  # once, with the gradient, before some recorder asks for the loss alone
         self.records.take(state)
-        if t < self.plan.steps:
-            self.rule.step(weights, gradients, self.memory, float(self.rates[t]), t, self.curvature)
-        self.before = gradients if self.needs_before else None
+        if self.t < self.plan.steps:
+            rate = float(self.rates[self.t])
+            self.rule.step(self.weights, state.gradients, self.memory, rate, self.t, self.curvature)
+        self.before = state.gradients if self.needs_before else None
         self.t += 1
         return state
 
     def several(self, most: int) -> State:
-        """At most so many steps, and at least one, by the engine's trainer."""
+        """At most so many steps, and at least one, by the engine's trainer, the same whatever is recorded.
+
+        A step at which some recorder must see the state is made alone.
+        """
         assert self.trainer is not None and isinstance(self.batches, _Indices)
-        indices = self.batches.ahead(most)
-        t, count = self.t, indices.shape[1]
+        t, alone = self.t, self.records.alone
+        place = bisect_left(alone, t)
+        here = alone[place : place + 1] == [t]
+        until = t + 1 if here else alone[place] if place < len(alone) else self.plan.steps + 1
+        indices = self.batches.ahead(min(most, until - t))
+        if here:
+            self.records.take(self._state(indices[:, 0]))
+            self.before = None if self.before is None else self.before.clone()  # who has seen it may keep it
+        count = indices.shape[1]
         if self.needs_before and self.before is None:
             self.before = torch.full_like(self.weights, torch.nan)
         wanted = self.records.wanted(t, count)
@@ -110,11 +113,17 @@ class _Training:
                 self._look_for_divergence(t + k, losses[k])
             self.records.keep(t + k, {name: found[name][k] for name in wanted if wanted[name][k]}, self.alive)
         self.t += count
-        last = self.t - 1
-        return State(
-            self.engine, last, self.weights, torch.empty(0), losses[-1], self.before, partial(self._redraw, last),
-            self.alive,
-        )  # fmt: skip
+        return self._seen(self.t - 1, losses[-1], torch.empty(0))
+
+    def _state(self, batch: Batch) -> State:
+        """With the losses and gradients on a batch."""
+        losses, gradients = self.engine.minibatch(self.weights, batch)
+        self._look_for_divergence(self.t, losses)
+        return self._seen(self.t, losses, gradients)
+
+    def _seen(self, t: int, losses: Tensor, gradients: Tensor) -> State:
+        redraw = partial(self._redraw, t)
+        return State(self.engine, t, self.weights, gradients, losses, self.before, redraw, self.alive)
 
     def _look_for_divergence(self, t: int, losses: Tensor) -> None:
         if not math.isfinite(float(losses.sum())):
@@ -145,7 +154,8 @@ class _Records:
         self.places = {r.name: {t: i for i, t in enumerate(r.steps or plan.recorded)} for r in plan.recorders}
         self.row = {t: i for i, t in enumerate(plan.recorded)}
         self.observed = [r for r in plan.recorders if r.name in observed and r is NAMED.get(r.name)]
-        self.alone = sorted({t for r in plan.recorders if r not in self.observed for t in self.places[r.name]})
+        self.others = [r for r in plan.recorders if r not in self.observed]
+        self.alone = sorted({t for r in self.others for t in self.places[r.name]})
 
     def wants(self, t: int) -> bool:
         return any(t in places for places in self.places.values())
@@ -157,19 +167,22 @@ class _Records:
 
     def keep(self, t: int, values: Mapping[str, Tensor], alive: Tensor) -> None:
         """What an engine has seen at step t."""
-        if t in self.row:
-            self.content[ALIVE][self.row[t]] = int(alive.sum())
+        self._count(t, alive)
         for recorder in self.observed:
             if recorder.name in values:
                 self._keep(recorder, self.places[recorder.name][t], values[recorder.name], alive)
 
     def take(self, state: State) -> None:
-        if state.step in self.row:
-            self.content[ALIVE][self.row[state.step]] = int(state.alive.sum())
-        for recorder in self.plan.recorders:
+        """What the recorders see that need the state itself."""
+        self._count(state.step, state.alive)
+        for recorder in self.others:
             place = self.places[recorder.name].get(state.step)
             if place is not None:
                 self._keep(recorder, place, recorder.observe(state), state.alive)
+
+    def _count(self, t: int, alive: Tensor) -> None:
+        if t in self.row:
+            self.content[ALIVE][self.row[t]] = int(alive.sum())
 
     def _keep(self, recorder: Recorder, place: int, found: Any, alive: Tensor) -> None:
         if recorder.per == "block":
@@ -208,9 +221,11 @@ class _Indices(Iterator[Batch]):
         if self.used == self.drawn.shape[1]:
             self.drawn, self.used = self.take(self.steps), 0
         some = slice(self.used, self.used + most)
-        found = torch.from_numpy(self.drawn[:, some])
+        found = self.drawn[:, some]
         self.used += found.shape[1]
-        return found.to(self.device)
+        if found.strides[2] != found.itemsize:
+            found = np.ascontiguousarray(found)
+        return torch.from_numpy(found).to(self.device)
 
 
 def _fresh(

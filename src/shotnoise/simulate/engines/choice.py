@@ -60,7 +60,9 @@ def choose(problem: Problem, engine: str = "auto", batch_size: int = 1, online: 
 
 def _named(problem: Problem, engine: str, online: bool) -> Engine:
     if engine not in ENGINES:
-        raise InputError(f'engine={engine!r} is not known; use "auto", "torch" or one of {", ".join(map(repr, ENGINES))}')
+        raise InputError(
+            f'engine={engine!r} is not known; use "auto", "torch" or one of {", ".join(map(repr, ENGINES))}'
+        )
     if engine == "linear" and online:
         raise InputError("engine='linear' works on the residuals of a data set; use 'dense' or 'auto' for a population")
     found = ENGINES[engine](problem)

@@ -19,7 +19,8 @@ SAMPLES_BYTES = 16 * 2**20  # what the activations of one slice of the data may 
 class Trainer(Protocol):
     """Many steps in one call, with what the recorders `observed` by name would see on the way."""
 
-    observed: Collection[str]
+    @property
+    def observed(self) -> Collection[str]: ...
 
     def __call__(
         self,

@@ -195,17 +195,20 @@ def known(module: nn.Module) -> Known | None:
 
 def optimizer_of(rule: Rule) -> Optimizer | None:
     """The kernel's form of a rule, or None where it has none."""
-    largest = 0.0
-    if type(rule) is rules.Clipped:
-        rule, largest = rule.rule, rule.max_norm
+    if isinstance(rule, rules.Clipped):
+        return _optimizer(rule.rule, rule.max_norm)
+    return _optimizer(rule, 0.0)
+
+
+def _optimizer(rule: Rule, largest: float) -> Optimizer | None:
     match rule:
         case rules.SGD(_, momentum, dampening, nesterov, decay):
-            return Optimizer("sgd", (momentum, dampening, nesterov, decay, 0.0, largest))
+            return Optimizer("sgd", (momentum, dampening, float(nesterov), decay, 0.0, largest))
         case rules.AveragedMomentum(_, momentum, decay):
             return Optimizer("averaged_momentum", (momentum, 0.0, 0.0, decay, 0.0, largest))
         case rules.HeavyBall(_, momentum, decay):
             return Optimizer("heavy_ball", (momentum, 0.0, 0.0, decay, 0.0, largest))
         case rules.Adam(_, (beta1, beta2), eps, decay, amsgrad):
             name = "adamw" if type(rule) is rules.AdamW else "adam"
-            return Optimizer(name, (beta1, beta2, amsgrad, decay, eps, largest))
+            return Optimizer(name, (beta1, beta2, float(amsgrad), decay, eps, largest))
     return None
