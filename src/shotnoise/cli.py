@@ -27,6 +27,7 @@ from shotnoise.problem import Problem
 from shotnoise.sampling import SCHEMES, ReshuffledEpochs, Sampling
 from shotnoise.show.ensemble_progress import duration, ensemble_progress
 from shotnoise.show.ensemble_table import ensemble_table
+from shotnoise.simulate.engines.installed import installation
 from shotnoise.simulate.outcome import summary
 from shotnoise.simulate.plan import in_bytes
 from shotnoise.simulate.store import inventory
@@ -127,6 +128,13 @@ def simulate(
         _tell(OUT, line)
     if json is not None:
         _tell(ERR, f"wrote {write_atomically(json, results.to_json(summary(result)))}")
+
+
+@app.command()
+def info() -> None:
+    """Print versions, the engines of `simulate` that are there, and why one is missing."""
+    for line in installation():
+        OUT.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def main() -> None:

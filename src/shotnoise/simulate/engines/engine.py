@@ -47,6 +47,7 @@ class Engine(ABC):
     """
 
     key: str  # its name in `choice.ENGINES`
+    threads = 1  # for engines that have threads of their own, beside those of torch
 
     def __init__(self, problem: Problem) -> None:
         self.problem, self.l2 = problem, problem.l2

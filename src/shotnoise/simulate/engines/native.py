@@ -71,7 +71,7 @@ class Native(Engine):
         self.inputs = inputs.detach().flatten(1).to(problem.dtype).contiguous()
         self.classifies = problem.loss_spec == NAMED["cross_entropy"]
         self.targets = self._targets(targets.detach())
-        self.instruction_set, self.threads = instruction_set, 1
+        self.instruction_set = instruction_set
         identity = Known("identity")
         rows = [
             (x.outputs, x.inputs, x.weight.start, -1 if x.bias is None else x.bias.start, a.name, a.slope)
