@@ -12,7 +12,11 @@ namespace shotnoise::SHOTNOISE_SET {
 namespace {
 
 // Rows of A and B in a tile: the sums, a column of A and one number of B fill 32 registers, or 16.
-constexpr int TALL = SHOTNOISE_BYTES == 64 ? 5 : 3, WIDE = SHOTNOISE_BYTES == 64 ? 5 : 4;
+#ifndef SHOTNOISE_TALL
+#define SHOTNOISE_TALL (SHOTNOISE_BYTES == 64 ? 5 : 3)
+#define SHOTNOISE_WIDE (SHOTNOISE_BYTES == 64 ? 5 : 4)
+#endif
+constexpr int TALL = SHOTNOISE_TALL, WIDE = SHOTNOISE_WIDE;
 constexpr Index CHUNK_BYTES = 192 * 1024;  // what the activations of some samples may take, beside the weights in L2
 constexpr Index POLL_EVERY = 64;           // samples between looks at the clock
 
