@@ -37,7 +37,7 @@ struct Descent {
   bool now = false;
   T rate{}, decay{};
 
-  Vector<T> operator()(Vector<T> w, Vector<T> g) const { return w - rate * (g + decay * w); }
+  Vector<T> operator()(Vector<T> w, Vector<T> g) const { return w - rate * (decay != 0 ? g + decay * w : g); }
 };
 
 // forward   C[s][a] = sum_k A[a][k] B[s][k]   outputs a of samples s from inputs k
@@ -96,10 +96,16 @@ struct Product {
         for (int m = 0; m < M; ++m) sum[m][n] += row[m] * number;
       }
     }
-    each([&](int m, int n) {
-      Vector<T>& place = out[m * c_a() + n * c_b()];
-      place = descent.now ? descent(place, sum[m][n]) : sum[m][n];
-    });
+    if (KIND == Kind::weights && descent.now) {
+      const Descent<T> step = descent;
+      if (step.decay == 0) {
+        each([&](int m, int n) { out[m * c_a() + n * c_b()] -= step.rate * sum[m][n]; });
+      } else {
+        each([&](int m, int n) { out[m * c_a() + n * c_b()] = step(out[m * c_a() + n * c_b()], sum[m][n]); });
+      }
+    } else {
+      each([&](int m, int n) { out[m * c_a() + n * c_b()] = sum[m][n]; });
+    }
   }
 
   template <int N, int M = TALL>
