@@ -150,11 +150,11 @@ void activate(const Layer& layer, Vector<T>* z, Vector<T>* slopes, Index count) 
     case Activation::tanh: return each([](Vector<T> h) { return tanh<T>(h); });
     case Activation::sigmoid: return each([](Vector<T> h) { return sigmoid<T>(h); });
     case Activation::softplus:
-      return each([](Vector<T> h) { return h > 20 ? h : (h > 0 ? h : Vector<T>{}) + log1p<T>(exp<T>(-abs<T>(h))); });
+      return each([](Vector<T> h) { return h > 20 ? h : (h > 0 ? h : Vector<T>{}) + log1p<T>(exp_negative<T>(-abs<T>(h))); });
     case Activation::gelu:  // h Phi(h)
       for (Index i = 0; i < count; ++i) {
         const Vector<T> h = z[i], below = T(0.5) * (1 + erf<T>(h * T(0.70710678118654752)));
-        slopes[i] = below + h * T(0.39894228040143268) * exp<T>(T(-0.5) * h * h);
+        slopes[i] = below + h * T(0.39894228040143268) * exp_negative<T>(T(-0.5) * h * h);
         z[i] = h * below;
       }
       return;
@@ -490,7 +490,7 @@ class Block {
       for (Index a = 0; a < o; ++a) {
         const V shifted = z[a] - top;
         at_own = own == Int(a) ? shifted : at_own;
-        sum += slope[a] = exp<T>(shifted);
+        sum += slope[a] = exp_negative<T>(shifted);
       }
       loss += log<T>(sum) - at_own;
       if (!gradient) continue;

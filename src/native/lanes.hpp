@@ -21,7 +21,7 @@ struct Types<float> {
   using Int = std::int32_t;
   typedef Int I __attribute__((vector_size(SHOTNOISE_BYTES)));
   static constexpr int mantissa = 23, bias = 127, exp_terms = 7, log_terms = 5;
-  static constexpr float largest = 88.8f, smallest = -103.98f, normal = 1.17549435e-38f;
+  static constexpr float largest = 88.8f, lowest = -87.3f, smallest = -103.98f;
   static constexpr float ln2_high = 0.693145752f, ln2_low = 1.42860677e-6f;
 };
 template <>
@@ -30,7 +30,7 @@ struct Types<double> {
   using Int = std::int64_t;
   typedef Int I __attribute__((vector_size(SHOTNOISE_BYTES)));
   static constexpr int mantissa = 52, bias = 1023, exp_terms = 14, log_terms = 12;
-  static constexpr double largest = 709.8, smallest = -745.2, normal = 2.2250738585072014e-308;
+  static constexpr double largest = 709.8, lowest = -708.3, smallest = -745.2;
   static constexpr double ln2_high = 6.93147180369123816490e-01, ln2_low = 1.90821492927058770002e-10;
 };
 
@@ -73,13 +73,14 @@ inline Vector<T> power_of_two(Mask<T> k) {
   return (Vector<T>)((k + Types<T>::bias) << Types<T>::mantissa);
 }
 
-// e^x - 1 = 2^k (e^r - 1) + (2^k - 1) with x = k ln 2 + r; x within the range of finite results, or NaN.
+// e^x - 1 = 2^k (e^r - 1) + (2^k - 1) with x = k ln 2 + r: returns e^r - 1, for x in the range of finite results or NaN.
+// Adding 3/2 2^mantissa leaves the nearest whole number in the last bits.
 template <class T>
 inline Vector<T> expm1_reduced(Vector<T> x, Mask<T>& k) {
   using N = Types<T>;
-  const Vector<T> shifted = x * T(1.4426950408889634) + (x < 0 ? all<T>(-0.5) : all<T>(0.5));
-  k = __builtin_convertvector(x == x ? shifted : all<T>(0), Mask<T>);
-  const Vector<T> whole = __builtin_convertvector(k, Vector<T>);
+  constexpr T magic = T(1.5) * T(std::int64_t(1) << N::mantissa);
+  const Vector<T> shifted = x * T(1.4426950408889634) + magic, whole = shifted - magic;
+  k = (Mask<T>)shifted - (Mask<T>)all<T>(magic);
   const Vector<T> r = (x - whole * N::ln2_high) - whole * N::ln2_low;
   Vector<T> sum = all<T>(0);
   T factorial = 1;
@@ -100,6 +101,16 @@ inline Vector<T> exp(Vector<T> x) {
   const Mask<T> half = k >> 1;  // 2^k may not be a normal number, 2^(k/2) is
   const Vector<T> found = (p + 1) * power_of_two<T>(half) * power_of_two<T>(k - half);
   return x > N::largest ? all<T>(T(INFINITY)) : found;
+}
+
+// For x <= 0 or NaN; what is below the normal numbers is 0.
+template <class T>
+inline Vector<T> exp_negative(Vector<T> x) {
+  using N = Types<T>;
+  const Vector<T> inside = x < N::lowest ? all<T>(N::lowest) : x;
+  Mask<T> k;
+  const Vector<T> p = expm1_reduced<T>(inside, k), scale = power_of_two<T>(k);
+  return x < N::lowest ? Vector<T>{} : p * scale + scale;
 }
 
 // For x <= 0, where it lies in (-1, 0].
