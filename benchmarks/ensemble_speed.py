@@ -30,6 +30,7 @@ LOOP_RUNS, LOOP_STEPS = 8, 40
 CHECKED_RUNS, CHECKED_STEPS = 8, 20
 TOLERANCE, RECORDS_TOLERANCE = 1e-5, 1e-3  # float32 after so few steps; cosines of small gradients lose digits
 RECORDED = ("loss", "gradient_norm", "gradient_cosine")
+KERNEL = "its kernel, batches given"
 NATIVE, DENSE, LOOP = "shotnoise, native engine", "shotnoise, dense engine", "plain loop of torch modules"
 GIVEN = ("vmap", "runs outside", "by hand", "by hand, fused")
 DRAWING = ("vmap", "by hand, fused")
@@ -42,6 +43,7 @@ def speed(rounds: int) -> dict[str, Any]:
     difference = check_weights(problem, runs)
     makers: dict[str, Maker] = {
         NATIVE: partial(shotnoise_work, problem, "native", STEPS),
+        KERNEL: partial(kernel_work, problem, STEPS),
         DENSE: partial(shotnoise_work, problem, "dense", STEPS),
         "shotnoise, stacked engine": partial(shotnoise_work, problem, "stacked", FEW_STEPS),
         **{f"JAX {form}": partial(given_work, runs, runs.given(form), STEPS) for form in GIVEN},
@@ -67,6 +69,7 @@ def larger(rounds: int) -> dict[str, Any]:
     runs = jax_ensemble(problem)
     makers: dict[str, Maker] = {
         NATIVE: partial(shotnoise_work, problem, "native", steps, b=LARGER_BATCH),
+        KERNEL: partial(kernel_work, problem, steps, b=LARGER_BATCH),
         DENSE: partial(shotnoise_work, problem, "dense", steps, b=LARGER_BATCH),
         **{f"JAX {form}": partial(given_work, runs, runs.given(form), steps, b=LARGER_BATCH) for form in GIVEN},
     }
@@ -100,6 +103,15 @@ def jax_ensemble(problem: sn.Problem) -> peer.JaxEnsemble:
 
 def shotnoise_work(problem: sn.Problem, engine: str, steps: int, runs: int, **options: Any) -> Work:
     return Work(whole(gauss_plan(problem, runs, steps, engine, **options)), runs * steps, runs)
+
+
+def kernel_work(problem: sn.Problem, steps: int, runs: int, b: int = BATCH) -> Work:
+    """The native engine as JAX is timed: on batches drawn beforehand, by streams made beforehand."""
+    plan = gauss_plan(problem, runs, steps, "native", b)
+    train, start = plan.engine().trainer(plan.rules[0]), problem.flatten(problem.parameters).detach()
+    weights = start.repeat(runs, 1)
+    indices = torch.from_numpy(np.random.default_rng(0).integers(problem.n, size=(runs, steps, b)))
+    return Work(lambda: train(weights, {}, indices, plan.rates[0], 0, {}, None), runs * steps, runs)
 
 
 def given_work(ensemble: peer.JaxEnsemble, compiled: Callable[..., Any], steps: int, runs: int, b: int = BATCH) -> Work:
