@@ -87,7 +87,7 @@ def recording(rounds: int) -> dict[str, Any]:
     runs = jax_ensemble(problem)
     difference = check_records(problem, runs)
     makers: dict[str, Maker] = {
-        NATIVE: partial(shotnoise_work, problem, "native", FEW_STEPS, record=RECORDED, every=1),
+        NATIVE: partial(shotnoise_work, problem, "native", STEPS, record=RECORDED, every=1),
         DENSE: partial(shotnoise_work, problem, "dense", FEW_STEPS, record=RECORDED, every=1),
         **{
             f"JAX {form}": partial(given_work, runs, runs.recording(form), FEW_STEPS)
