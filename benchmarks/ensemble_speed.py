@@ -68,7 +68,7 @@ def larger(rounds: int) -> dict[str, Any]:
     problem, steps = gauss(), STEPS // 10
     runs = jax_ensemble(problem)
     makers: dict[str, Maker] = {
-        NATIVE: partial(shotnoise_work, problem, "native", steps, b=LARGER_BATCH),
+        NATIVE: partial(shotnoise_work, problem, "native", STEPS, b=LARGER_BATCH),
         KERNEL: partial(kernel_work, problem, steps, b=LARGER_BATCH),
         DENSE: partial(shotnoise_work, problem, "dense", steps, b=LARGER_BATCH),
         **{f"JAX {form}": partial(given_work, runs, runs.given(form), steps, b=LARGER_BATCH) for form in GIVEN},
