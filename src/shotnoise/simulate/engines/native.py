@@ -22,7 +22,7 @@ from shotnoise.simulate.engines.dense import Layer, data_of, layers_of
 from shotnoise.simulate.engines.engine import Batch, Engine, Trainer
 
 try:
-    from shotnoise import _native as found
+    import shotnoise._native as found
 except ImportError as error:
     MODULE: ModuleType | None = None
     MISSING = str(error)
