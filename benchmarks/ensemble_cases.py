@@ -22,7 +22,7 @@ from shotnoise.simulate.block import run_piece
 from shotnoise.simulate.plan import Plan
 from shotnoise.simulate.streams import BATCHES, run_stream
 
-BATCH, RATE = 5, 0.1
+BATCH, LARGER_BATCH, RATE = 5, 50, 0.1
 REGRESSION_BATCH, REGRESSION_RATE = 10, 0.01
 TEACHER_BATCH, TEACHER_RATE = 64, 0.01
 
@@ -56,9 +56,9 @@ def flops_per_step(problem: sn.Problem, b: int) -> int:
     return 6 * b * sum(sizes) - 2 * b * sizes[0]
 
 
-def gauss_plan(problem: sn.Problem, runs: int, steps: int, engine: str, **options: Any) -> Plan:
+def gauss_plan(problem: sn.Problem, runs: int, steps: int, engine: str, b: int = BATCH, **options: Any) -> Plan:
     options = {"record": ["minibatch_loss"], "every": max(1, steps), "block": runs} | options
-    return sn.simulate.plan(problem, sn.rules.SGD(RATE), BATCH, steps, runs, engine=engine, **options)
+    return sn.simulate.plan(problem, sn.rules.SGD(RATE), b, steps, runs, engine=engine, **options)
 
 
 def whole(plan: Plan) -> Callable[[], list[dict[str, NDArray[Any]]]]:

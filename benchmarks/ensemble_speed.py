@@ -1,4 +1,4 @@
-"""Gauss-10, 1,150 parameters, batch 5: run-steps per second, bare and with quantities recorded at every step."""
+"""Gauss-10, 1,150 parameters: run-steps per second, bare at two batch sizes, and with quantities recorded."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,6 +12,7 @@ import ensemble_jax as peer
 import shotnoise as sn
 from ensemble_cases import (
     BATCH,
+    LARGER_BATCH,
     RATE,
     PlainLoop,
     batches,
@@ -29,7 +30,8 @@ LOOP_RUNS, LOOP_STEPS = 8, 40
 CHECKED_RUNS, CHECKED_STEPS = 8, 20
 TOLERANCE, RECORDS_TOLERANCE = 1e-5, 1e-3  # float32 after so few steps; cosines of small gradients lose digits
 RECORDED = ("loss", "gradient_norm", "gradient_cosine")
-DENSE, LOOP = "shotnoise, dense engine", "plain loop of torch modules"
+KERNEL = "its kernel, batches given"
+NATIVE, DENSE, LOOP = "shotnoise, native engine", "shotnoise, dense engine", "plain loop of torch modules"
 GIVEN = ("vmap", "runs outside", "by hand", "by hand, fused")
 DRAWING = ("vmap", "by hand, fused")
 
@@ -40,6 +42,8 @@ def speed(rounds: int) -> dict[str, Any]:
     runs = jax_ensemble(problem)
     difference = check_weights(problem, runs)
     makers: dict[str, Maker] = {
+        NATIVE: partial(shotnoise_work, problem, "native", STEPS),
+        KERNEL: partial(kernel_work, problem, STEPS),
         DENSE: partial(shotnoise_work, problem, "dense", STEPS),
         "shotnoise, stacked engine": partial(shotnoise_work, problem, "stacked", FEW_STEPS),
         **{f"JAX {form}": partial(given_work, runs, runs.given(form), STEPS) for form in GIVEN},
@@ -53,7 +57,26 @@ def speed(rounds: int) -> dict[str, Any]:
     return {
         "rows": timed(works, rounds),
         "largest_difference": difference,
+        "batch": BATCH,
         "flops_per_run_step": flops_per_step(problem, BATCH),
+        "sgemm_gflops": sgemm_gflops(),
+    }
+
+
+def larger(rounds: int) -> dict[str, Any]:
+    """The same with larger batches; `speed` and `recording` check the answers."""
+    problem, steps = gauss(), STEPS // 10
+    runs = jax_ensemble(problem)
+    makers: dict[str, Maker] = {
+        NATIVE: partial(shotnoise_work, problem, "native", STEPS, b=LARGER_BATCH),
+        KERNEL: partial(kernel_work, problem, steps, b=LARGER_BATCH),
+        DENSE: partial(shotnoise_work, problem, "dense", steps, b=LARGER_BATCH),
+        **{f"JAX {form}": partial(given_work, runs, runs.given(form), steps, b=LARGER_BATCH) for form in GIVEN},
+    }
+    return {
+        "rows": timed(at_best_chunks(makers), rounds),
+        "batch": LARGER_BATCH,
+        "flops_per_run_step": flops_per_step(problem, LARGER_BATCH),
         "sgemm_gflops": sgemm_gflops(),
     }
 
@@ -64,13 +87,14 @@ def recording(rounds: int) -> dict[str, Any]:
     runs = jax_ensemble(problem)
     difference = check_records(problem, runs)
     makers: dict[str, Maker] = {
+        NATIVE: partial(shotnoise_work, problem, "native", STEPS, record=RECORDED, every=1),
         DENSE: partial(shotnoise_work, problem, "dense", FEW_STEPS, record=RECORDED, every=1),
         **{
             f"JAX {form}": partial(given_work, runs, runs.recording(form), FEW_STEPS)
             for form in ("vmap", "by hand", "by hand, fused")
         },
     }
-    return {"rows": timed(at_best_chunks(makers), rounds), "largest_difference": difference}
+    return {"rows": timed(at_best_chunks(makers), rounds), "largest_difference": difference, "batch": BATCH}
 
 
 def jax_ensemble(problem: sn.Problem) -> peer.JaxEnsemble:
@@ -81,9 +105,18 @@ def shotnoise_work(problem: sn.Problem, engine: str, steps: int, runs: int, **op
     return Work(whole(gauss_plan(problem, runs, steps, engine, **options)), runs * steps, runs)
 
 
-def given_work(ensemble: peer.JaxEnsemble, compiled: Callable[..., Any], steps: int, runs: int) -> Work:
+def kernel_work(problem: sn.Problem, steps: int, runs: int, b: int = BATCH) -> Work:
+    """The native engine as JAX is timed: on batches drawn beforehand, by streams made beforehand."""
+    plan = gauss_plan(problem, runs, steps, "native", b)
+    train, start = plan.engine().trainer(plan.rules[0]), problem.flatten(problem.parameters).detach()
+    weights = start.repeat(runs, 1)
+    indices = torch.from_numpy(np.random.default_rng(0).integers(problem.n, size=(runs, steps, b)))
+    return Work(lambda: train(weights, {}, indices, plan.rates[0], 0, {}, None), runs * steps, runs)
+
+
+def given_work(ensemble: peer.JaxEnsemble, compiled: Callable[..., Any], steps: int, runs: int, b: int = BATCH) -> Work:
     """JAX on batches drawn beforehand, which costs it nothing here."""
-    indices = np.random.default_rng(0).integers(ensemble.n, size=(steps, runs, BATCH), dtype=np.int32)
+    indices = np.random.default_rng(0).integers(ensemble.n, size=(steps, runs, b), dtype=np.int32)
     arguments = ensemble.weights(runs), jax.numpy.asarray(indices)
     return Work(lambda: jax.block_until_ready(compiled(*arguments)), runs * steps, runs)
 
@@ -97,7 +130,8 @@ def check_weights(problem: sn.Problem, ensemble: peer.JaxEnsemble) -> dict[str, 
     """All methods on the batches that shotnoise draws: the weights after a few steps are those of the plain loop."""
     at_end = sn.simulate.weights(steps=[CHECKED_STEPS])
     plans = {
-        name: gauss_plan(problem, CHECKED_RUNS, CHECKED_STEPS, name, record=[at_end]) for name in ("dense", "stacked")
+        name: gauss_plan(problem, CHECKED_RUNS, CHECKED_STEPS, name, record=[at_end])
+        for name in ("native", "dense", "stacked")
     }
     drawn = batches(plans["dense"], BATCH, CHECKED_STEPS)
     loop = PlainLoop(problem, drawn)
@@ -110,7 +144,7 @@ def check_weights(problem: sn.Problem, ensemble: peer.JaxEnsemble) -> dict[str, 
 
 def check_records(problem: sn.Problem, ensemble: peer.JaxEnsemble) -> dict[str, float]:
     """What JAX records on shotnoise's batches is what shotnoise records, and the first is the problem's own."""
-    plan = gauss_plan(problem, CHECKED_RUNS, CHECKED_STEPS, "dense", record=RECORDED, every=1)
+    plan = gauss_plan(problem, CHECKED_RUNS, CHECKED_STEPS, "native", record=RECORDED, every=1)
     (records,) = whole(plan)()
     drawn = batches(plan, BATCH, CHECKED_STEPS).astype(np.int32)
     own = {name: records[name][:, :CHECKED_STEPS].T for name in RECORDED}

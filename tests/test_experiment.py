@@ -288,7 +288,7 @@ CASES = [
     ("[training]", "[compute]\nmemory = 3\n[training]", "compute.memory: expected a size such as \"2GB\", in B, kB, MB, GB, TB, KiB, MiB, GiB; got 3"),
     ("[training]", "[compute]\nmemory = '2XB'\n[training]", "compute.memory: expected a size such as \"2GB\""),
     ("[training]", "[compute]\nmemory = '9B'\n[training]", "compute.memory: memory=9: one run alone takes about "),
-    ("[training]", "[compute]\nengine = 'fast'\n[training]", "compute.engine: 'fast' is not known; use one of auto, linear, dense, stacked, one-by-one"),
+    ("[training]", "[compute]\nengine = 'fast'\n[training]", "compute.engine: 'fast' is not known; use one of auto, torch, native, linear, dense, stacked, one-by-one"),
     ("[training]", "[compute]\nengine = 'linear'\n[training]", "compute.engine: engine='linear' does not take this problem"),
     ("[training]", "[compute]\nworkers = 0\n[training]", "compute.workers: expected at least 1; got 0"),
     ("[training]", "[store]\npath = 3\n[training]", "store.path: expected text in quotation marks; got 3"),

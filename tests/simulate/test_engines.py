@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 import shotnoise as sn
 from model_cases import Calls, Doubled, frozen, tied_linears
 from shotnoise.errors import InputError
-from shotnoise.simulate.engines import ENGINES, Engine, choose, dense, stacked
+from shotnoise.simulate.engines import ENGINES, Engine, choose, dense, native, stacked
 from shotnoise.simulate.engines.dense import Dense
 from shotnoise.simulate.engines.stacked import Stacked
 from slow_twin import TOLERANCE, call, log_cosh
@@ -31,8 +31,10 @@ MEAN_LOSS = {  # written without the library
     "mse": lambda outputs, targets: 0.5 * ((outputs - targets) ** 2).sum() / len(outputs),
     log_cosh: lambda outputs, targets: log_cosh(outputs, targets).mean(),
 }
-REGRESSION = ("linear", "dense", "stacked", "one-by-one")
-NETWORK, ANY, SLOW = REGRESSION[1:], REGRESSION[2:], REGRESSION[3:]
+BUILT = ("native",) if native.MODULE is not None else ()
+ANY, SLOW = ("stacked", "one-by-one"), ("one-by-one",)
+NETWORK = (*BUILT, "dense", *ANY)
+REGRESSION = (*BUILT, "linear", *NETWORK[len(BUILT) :])
 NOT_LINEAR = "not a linear regression with one output"
 
 
@@ -136,7 +138,7 @@ CASES = [
     Case("nested", lambda: nn.Sequential(nn.Sequential(nn.Flatten(), nn.Identity(), nn.Linear(6, 5)), nn.Sequential(
         nn.Sequential(nn.ReLU()), layers(5, 4, 3))), (3, 2), "cross_entropy", l2=0.2),
     Case("no-act-between", lambda: nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2))),
-    Case("gelu", lambda: layers(3, 5, 2, act=nn.GELU), takes=ANY, why_not=not_known("GELU")),
+    Case("gelu", lambda: layers(3, 5, 2, act=nn.GELU), takes=(*BUILT, *ANY), why_not=not_known("GELU")),
     Case("leaky-flat", lambda: layers(3, 5, 2, act=lambda: nn.LeakyReLU(0.0)), takes=ANY,
          why_not=not_known("LeakyReLU")),
     Case("leaky-down", lambda: layers(3, 5, 2, act=lambda: nn.LeakyReLU(-0.5)), takes=ANY,
@@ -187,7 +189,7 @@ CASES = [
 BY_NAME = {case.name: case for case in CASES}
 TAKEN = [(case, engine) for case in CASES for engine in case.takes]
 IN_SINGLE = [
-    (case, engine) for case in CASES for engine in case.takes[:2] if engine != "one-by-one" or case.takes == SLOW
+    (case, engine) for case in CASES for engine in case.takes[:3] if engine != "one-by-one" or case.takes == SLOW
 ]
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 every_pair = pytest.mark.parametrize(("case", "name"), TAKEN, ids=lambda value: str(value))
@@ -326,7 +328,9 @@ SLICED = ["flatten-first", "tanh", "softmax-no-bias-l2", "cnn", "named-inputs", 
 
 
 @pytest.mark.parametrize("per_slice", [1, 5])
-@pytest.mark.parametrize(("case", "name"), [pair for pair in TAKEN if pair[0].name in SLICED], ids=str)
+@pytest.mark.parametrize(
+    ("case", "name"), [pair for pair in TAKEN if pair[0].name in SLICED and pair[1] != "native"], ids=str
+)
 def test_a_pass_over_all_the_data_in_slices_gives_the_same(case, name, per_slice, monkeypatch):
     problem, engine = problem_of(case, DOUBLE), engine_of(case, DOUBLE, name)
     weights = runs_of(problem)
@@ -376,21 +380,23 @@ def test_the_fastest_engine_that_holds_is_chosen(case):
 def test_linear_regression_gathers_samples_where_they_are_few_of_many():
     model = nn.Linear(3, 1)
     problem = sn.Problem(model, "mse", torch.randn(48, 3), torch.randn(48, 1))
-    assert [choose(problem, batch_size=b).key for b in (1, 2, 3, 48)] == ["dense", "dense", "linear", "linear"]
+    assert [choose(problem, "torch", batch_size=b).key for b in (1, 2, 3, 48)] == ["dense", "dense", "linear", "linear"]
     assert choose(problem, "linear", batch_size=1).key == "linear"
 
 
 @every_case
 def test_an_engine_that_does_not_take_a_problem_says_why(case):
-    for name in set(ENGINES) - set(case.takes):
-        why = NOT_LINEAR if name == "linear" else case.why_not[name]
+    for name in set(ENGINES) - set(case.takes) - ({"native"} - set(BUILT)):
+        why = NOT_LINEAR if name == "linear" else case.why_not["dense" if name == "native" else name]
         with pytest.raises(InputError, match=f"engine='{name}' does not take this problem: {why}.*; use engine='auto'"):
             choose(problem_of(case, DOUBLE), name, BATCH)
 
 
 def test_engines_that_are_not_there():
     problem = problem_of(BY_NAME["line"], DOUBLE)
-    with pytest.raises(InputError, match="""engine='fast' is not known; use "auto" or one of 'linear', 'dense'"""):
+    with pytest.raises(
+        InputError, match="""engine='fast' is not known; use "auto", "torch" or one of 'native', 'linear', 'dense'"""
+    ):
         choose(problem, "fast")
     with pytest.raises(InputError, match="engine='linear' works on the residuals of a data set; use 'dense' or 'auto'"):
         choose(problem, "linear", online=True)
@@ -427,9 +433,9 @@ WRONG = {
 @pytest.mark.parametrize("change", WRONG.values(), ids=WRONG)
 def test_a_wrong_gradient_is_seen(change, dtype, monkeypatch):
     problem = BY_NAME["tanh"].make(dtype)
-    assert choose(problem).key == "dense"
+    assert choose(problem, "torch").key == "dense"
     monkeypatch.setattr(Dense, "_minibatch", minibatch_with(change))
-    assert choose(problem).key == "stacked"
+    assert choose(problem, "torch").key == "stacked"
     with pytest.raises(InputError, match="engine='dense' .* its gradient differs from that of autograd by .*, of "):
         choose(problem, "dense")
 
@@ -440,9 +446,9 @@ def test_an_engine_that_fails_is_passed_over(monkeypatch):
 
     problem = BY_NAME["tanh"].make(DOUBLE)
     monkeypatch.setattr(Dense, "_minibatch", fails)
-    assert choose(problem).key == "stacked"
+    assert choose(problem, "torch").key == "stacked"
     monkeypatch.setattr(Stacked, "_minibatch", fails)
-    assert choose(problem).key == "one-by-one"
+    assert choose(problem, "torch").key == "one-by-one"
     with pytest.raises(InputError, match="engine='stacked' .*: ValueError: no such kernel; use"):
         choose(problem, "stacked")
 
@@ -451,7 +457,7 @@ def test_where_no_engine_holds_it_is_said(monkeypatch):
     def fails(self, weights, batch):
         raise ValueError("broken")
 
-    for engine in (Dense, Stacked, stacked.OneByOne):
+    for engine in (native.Native, Dense, Stacked, stacked.OneByOne):
         monkeypatch.setattr(engine, "_minibatch", fails)
     with pytest.raises(InputError, match="no engine differentiates Sequential: ValueError: broken"):
         choose(BY_NAME["tanh"].make(DOUBLE))
@@ -463,4 +469,4 @@ def test_rounding_is_not_taken_for_a_wrong_gradient():
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             problem = sn.Problem(layers(3, 40, 40, 3), "cross_entropy", torch.randn(3, 3), torch.tensor([0, 1, 2]))
-        assert choose(problem).key == "dense"
+        assert choose(problem, "torch").key == "dense"

@@ -58,7 +58,7 @@ def test_a_wrong_loss_is_seen(monkeypatch):
     right = Dense._minibatch
     monkeypatch.setattr(Dense, "_minibatch", lambda s, w, b: (2 * right(s, w, b)[0], right(s, w, b)[1]))
     problem = sn.Problem(seeded(lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))), "mse", *data())
-    assert choose(problem).key == "stacked"
+    assert choose(problem, "torch").key == "stacked"
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
@@ -131,14 +131,14 @@ def test_the_engine_does_not_depend_on_filters_of_warnings():
 
 def test_labels_in_bytes_are_as_fast():
     y = (torch.arange(12) % 4).to(torch.uint8)
-    assert choose(sn.Problem(seeded(lambda: nn.Linear(3, 4)), "cross_entropy", data()[0], y)).key == "dense"
+    assert choose(sn.Problem(seeded(lambda: nn.Linear(3, 4)), "cross_entropy", data()[0], y), "torch").key == "dense"
 
 
 def test_starting_at_a_perfect_fit():
     model = seeded(lambda: nn.Linear(3, 1))
     x = data()[0]
     problem = sn.Problem(model, "mse", x, x @ model.weight.detach().T + model.bias.detach())
-    assert choose(problem, batch_size=10).key == "linear"
+    assert choose(problem, "torch", batch_size=10).key == "linear"
 
 
 def exploding():

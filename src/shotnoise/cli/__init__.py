@@ -8,6 +8,7 @@ from rich.text import Text
 
 from shotnoise import __version__
 from shotnoise.cli.common import ERR, OUT
+from shotnoise.cli.informing import info
 from shotnoise.cli.measuring import measure
 from shotnoise.cli.predicting import predict
 from shotnoise.cli.reproducing import reproduce
@@ -19,6 +20,7 @@ app.command()(measure)
 app.add_typer(predict, name="predict")
 app.command()(simulate)
 app.add_typer(reproduce, name="reproduce")
+app.command()(info)
 
 
 @app.callback(invoke_without_command=True)

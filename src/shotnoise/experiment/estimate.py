@@ -11,8 +11,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from shotnoise.simulate.block import run_piece
 from shotnoise.simulate.layout import Piece
 from shotnoise.simulate.plan import Plan
@@ -64,17 +62,17 @@ def _of_block(plan: Plan, piece: Piece, budget: float) -> float:
 
 def _steps(plan: Plan, piece: Piece, recorded: Sequence[int], budget: float) -> tuple[float, float]:
     """Seconds of the first step, with what comes before it, and the mean of the next ones."""
-    times = [time.perf_counter()]
+    start, seen = time.perf_counter(), dict[int, float]()  # some steps are made many at a time
 
     def watch(t: int, state: State) -> None:
-        times.append(time.perf_counter())
-        if t >= min(MOST, recorded[-1]) or (t >= 1 and times[-1] - times[0] > budget):
+        seen[t] = time.perf_counter() - start
+        if t >= min(MOST, recorded[-1]) or (t >= 1 and seen[t] > budget):
             raise _EnoughError
 
     with one_thread(), contextlib.suppress(_EnoughError):
         run_piece(replace(plan, recorded=tuple(recorded)), piece, watch=watch)
-    first, *others = np.diff(times).tolist()
-    return first, sum(others) / max(1, len(others))
+    last = max(seen)
+    return seen[0], (seen[last] - seen[0]) / max(1, last)
 
 
 def _cores() -> int:

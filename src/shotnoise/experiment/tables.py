@@ -26,7 +26,7 @@ from shotnoise.experiment.sources import DTYPES
 from shotnoise.rules import Rule
 from shotnoise.sampling import SCHEMES
 from shotnoise.schedules import number
-from shotnoise.simulate.engines import ENGINES
+from shotnoise.simulate.engines import CHOICES, ENGINES
 from shotnoise.simulate.recorders import NAMED
 
 DATA_SETS = [name for name in datasets.names() if name != "csv"]  # of a CSV file the path is the name
@@ -211,7 +211,7 @@ class ComputeTable(Table):
 
     workers: Count | None = None
     scheduler: str | None = None
-    engine: Annotated[str, _one_of(["auto", *ENGINES])] = "auto"
+    engine: Annotated[str, _one_of([*CHOICES, *ENGINES])] = "auto"
     block: Count | None = None
     memory: Annotated[int | None, PlainValidator(_bytes)] = None
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from shotnoise.errors import InputError
 from shotnoise.losses import NAMED
 from shotnoise.problem import Problem
-from shotnoise.simulate.engines.dense import data_of, layers_of
+from shotnoise.simulate.engines.dense import activation_of, data_of, layers_of
 
 
 class RegressionCurvature:
@@ -18,7 +18,7 @@ class RegressionCurvature:
     """
 
     def __init__(self, problem: Problem) -> None:
-        layers = layers_of(problem)
+        layers = layers_of(problem, activation_of)
         if isinstance(layers, str) or len(layers) != 1 or layers[0].activation or problem.loss_spec != NAMED["mse"]:
             why = layers if isinstance(layers, str) else "it is not one Linear layer with squared loss"
             raise InputError(

@@ -54,6 +54,7 @@ class Plan:
     raw: bool
     engine_name: str
     shapes: Mapping[str, tuple[int, ...]]  # of one run's value, by recorder, without the step
+    threads: int = 1  # of an engine, in every process; results do not depend on it
 
     @cached_property
     def rates(self) -> NDArray[np.float64]:
@@ -146,7 +147,9 @@ class Plan:
 
     def engine(self) -> Engine:
         """A fresh engine, which no other worker shares."""
-        return choose(self.problem, self.engine_name, max(self.batch_sizes), online=self.population is not None)
+        engine = choose(self.problem, self.engine_name, max(self.batch_sizes), online=self.population is not None)
+        engine.threads = self.threads
+        return engine
 
     def curvature(self) -> RegressionCurvature | None:
         """For the rules that need it."""
@@ -193,6 +196,7 @@ def plan(
     engine: str = "auto",
     block: int | None = None,
     memory: int | None = None,
+    threads: int = 1,
     stored: bool = False,
 ) -> Plan:
     """Check everything that `simulate` is asked for. Its arguments are explained there.
@@ -203,7 +207,13 @@ def plan(
     inner = population.problem if population is not None else problem
     if not isinstance(inner, Problem):
         raise InputError(f"problem: a Problem or a Population, not {type(problem).__name__}")
-    for name, value, least in (("steps", steps, 0), ("runs", runs, 1), ("every", every, 1), ("seed", seed, 0)):
+    for name, value, least in (
+        ("steps", steps, 0),
+        ("runs", runs, 1),
+        ("every", every, 1),
+        ("seed", seed, 0),
+        ("threads", threads, 1),
+    ):
         _require_whole(name, value, least)
     sizes = (batch_size,) if isinstance(batch_size, (int, np.integer)) else tuple(batch_size)
     sampling = (Online() if population is not None else WithReplacement()) if sampling is None else sampling
@@ -243,6 +253,7 @@ def plan(
             raw=keep,
             engine_name=chosen.key,
             shapes=shapes,
+            threads=threads,
         )
 
     whole = made(True)

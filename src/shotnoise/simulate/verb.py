@@ -70,6 +70,7 @@ def simulate(
     engine: str = "auto",
     block: int | None = None,
     memory: int | None = None,
+    threads: int = 1,
     progress: Progress | None = None,
 ) -> xr.Dataset:
     """Train `runs` independent copies for `steps` updates at every batch size, and record what happens on the way.
@@ -94,6 +95,7 @@ def simulate(
         Dask scheduler, or a distributed.Client, to compute there instead.
     engine, block, memory: how the runs are computed (see `simulate.engines`), how many together, and how many bytes
         a worker may take for it; by default what fits the cache.
+    threads: of the compiled engine, in each process; results are the same for any number.
     progress: called with a `Status` now and then.
 
     Returns an xarray.Dataset: variables by run with dims (batch_size, run, step), or summaries of them; statistics
@@ -109,7 +111,7 @@ def simulate(
     made = make_plan(
         problem, optimizer, batch_size, steps, runs, initial=initial, sampling=sampling, seed=seed, record=record,
         every=every, common_random_numbers=common_random_numbers, raw=raw, engine=engine, block=block, memory=memory,
-        stored=store is not None,
+        threads=threads, stored=store is not None,
     )  # fmt: skip
     return execute(made, store=store, shard=shard, workers=workers, scheduler=scheduler, progress=progress)
 

@@ -6,12 +6,15 @@ import torch
 
 from shotnoise.errors import InputError
 from shotnoise.problem import Problem
-from shotnoise.simulate.engines.dense import Dense, layers_of
+from shotnoise.simulate.engines.dense import Dense, activation_of, layers_of
 from shotnoise.simulate.engines.engine import Engine
 from shotnoise.simulate.engines.linear import LARGEST_RATIO, Linear, is_linear_regression
+from shotnoise.simulate.engines.native import native
 from shotnoise.simulate.engines.stacked import OneByOne, Stacked
 
 TRIAL = 3  # samples
+LARGEST_NATIVE = 16384  # parameters of a run; the kernel keeps those of a vector's runs in the cache
+CHOICES = ("auto", "torch")  # the fastest of all, and of those that need no compiler
 
 
 def _linear(problem: Problem) -> Engine | str:
@@ -19,11 +22,12 @@ def _linear(problem: Problem) -> Engine | str:
 
 
 def _dense(problem: Problem) -> Engine | str:
-    layers = layers_of(problem)
+    layers = layers_of(problem, activation_of)
     return layers if isinstance(layers, str) else Dense(problem, layers)
 
 
 ENGINES: dict[str, Callable[[Problem], Engine | str]] = {
+    "native": native,
     "linear": _linear,
     "dense": _dense,
     "stacked": Stacked,
@@ -34,15 +38,19 @@ ENGINES: dict[str, Callable[[Problem], Engine | str]] = {
 def choose(problem: Problem, engine: str = "auto", batch_size: int = 1, online: bool = False) -> Engine:
     """An engine by name, or the fastest that holds.
 
-    "linear" (linear regression on few data), "dense" (fully connected networks), "stacked" (any model that torch.func
-    takes), "one-by-one" (any model). online: batches come as samples, not as indices.
+    "native" (fully connected networks, compiled), "linear" (linear regression on few data), "dense" (fully connected
+    networks), "stacked" (any model that torch.func takes), "one-by-one" (any model); "torch" is the fastest of these
+    but the first. online: batches come as samples, not as indices.
     Raises InputError where the one asked for does not take this problem, and says why.
     """
-    if engine != "auto":
+    if engine not in CHOICES:
         return _named(problem, engine, online)
-    few = not online and problem.n <= LARGEST_RATIO * batch_size
+    unfit = {
+        "native": engine == "torch" or problem.parameter_count > LARGEST_NATIVE,
+        "linear": online or problem.n > LARGEST_RATIO * batch_size,
+    }
     for name in ENGINES:
-        if name == "linear" and not few:
+        if unfit.get(name):
             continue
         found = ENGINES[name](problem)
         if not isinstance(found, str) and _holds(found, online) is None:
@@ -52,7 +60,9 @@ def choose(problem: Problem, engine: str = "auto", batch_size: int = 1, online: 
 
 def _named(problem: Problem, engine: str, online: bool) -> Engine:
     if engine not in ENGINES:
-        raise InputError(f'engine={engine!r} is not known; use "auto" or one of {", ".join(map(repr, ENGINES))}')
+        raise InputError(
+            f'engine={engine!r} is not known; use "auto", "torch" or one of {", ".join(map(repr, ENGINES))}'
+        )
     if engine == "linear" and online:
         raise InputError("engine='linear' works on the residuals of a data set; use 'dense' or 'auto' for a population")
     found = ENGINES[engine](problem)

@@ -8,7 +8,7 @@ with the runs as the leading axis of every tensor. Layers may lack a bias; deriv
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -28,15 +28,18 @@ class Activation:
     backward: Callable[[Tensor, Tensor], Tensor]
 
 
+A = TypeVar("A")
+
+
 @dataclass(frozen=True)
-class Layer:
-    """Where a layer's weights (outputs, inputs) and bias lie among the P parameters, and what follows it."""
+class Layer(Generic[A]):
+    """Where a layer's weights (outputs, inputs) and bias lie among the P parameters, and the activation after it."""
 
     outputs: int
     inputs: int
     weight: slice
     bias: slice | None
-    activation: Activation | None
+    activation: A | None
 
 
 class Dense(Engine):
@@ -44,7 +47,7 @@ class Dense(Engine):
 
     key = "dense"
 
-    def __init__(self, problem: Problem, layers: list[Layer]) -> None:
+    def __init__(self, problem: Problem, layers: list[Layer[Activation]]) -> None:
         super().__init__(problem)
         self.layers = layers
         inputs, targets = data_of(problem)
@@ -132,10 +135,10 @@ class Dense(Engine):
         yield from zip(self.inputs.split(size), self.targets.split(size), strict=True)
 
 
-def layers_of(problem: Problem) -> list[Layer] | str:
-    """The layers of a problem that `Dense` can take, or why it cannot."""
+def layers_of(problem: Problem, known: Callable[[nn.Module], A | None]) -> list[Layer[A]] | str:
+    """The layers of a fully connected network whose activations are all `known`, or why it is not one."""
     modules: list[nn.Module] = []
-    if (unknown := _flatten(problem.model, modules)) is not None:
+    if (unknown := _flatten(problem.model, modules, known)) is not None:
         return unknown
     if not isinstance(problem.samples, InMemory) or not isinstance(problem.samples.inputs, Tensor):
         return "the inputs are not one tensor in memory"
@@ -148,7 +151,7 @@ def layers_of(problem: Problem) -> list[Layer] | str:
     for name, p in problem.parameters.items():
         places[name] = slice(start, start + p.numel())
         start += p.numel()
-    layers: list[Layer] = []
+    layers: list[Layer[A]] = []
     for module in modules:
         if isinstance(module, nn.Linear):
             own = [module.weight] if module.bias is None else [module.weight, module.bias]
@@ -159,7 +162,7 @@ def layers_of(problem: Problem) -> list[Layer] | str:
             layers.append(Layer(module.out_features, module.in_features, found[0], bias, None))
         elif layers and layers[-1].activation is None:
             last = layers.pop()
-            layers.append(Layer(last.outputs, last.inputs, last.weight, last.bias, activation_of(module)))
+            layers.append(Layer(last.outputs, last.inputs, last.weight, last.bias, known(module)))
         else:
             return "an activation does not follow a Linear layer"
     if not layers or places:
@@ -205,22 +208,22 @@ def _shared_forward(x: Tensor, matrix: Tensor) -> Tensor:
     return (matrix.reshape(runs * outputs, -1) @ x.T).view(runs, outputs, -1).mT.contiguous()
 
 
-def _matrix(weights: Tensor, layer: Layer) -> Tensor:
+def _matrix(weights: Tensor, layer: Layer[Any]) -> Tensor:
     return weights[:, layer.weight].view(len(weights), layer.outputs, layer.inputs)
 
 
-def _flatten(model: nn.Module, found: list[nn.Module]) -> str | None:
+def _flatten(model: nn.Module, found: list[nn.Module], known: Callable[[nn.Module], Any]) -> str | None:
     """The modules of nested Sequentials in order, those left out that do nothing; or why they cannot be had."""
     if model._forward_hooks or model._forward_pre_hooks or model._backward_hooks or model._backward_pre_hooks:
         return "the model has hooks"
     if type(model) is nn.Sequential:
         for child in model:
-            if (why := _flatten(child, found)) is not None:
+            if (why := _flatten(child, found, known)) is not None:
                 return why
     elif type(model) is nn.Flatten:
         if found or model.start_dim != 1 or model.end_dim != -1:
             return "a Flatten module is not the first, or keeps axes"
-    elif type(model) is nn.Linear or activation_of(model) is not None:
+    elif type(model) is nn.Linear or known(model) is not None:
         found.append(model)
     elif type(model) is not nn.Identity:
         return f"{type(model).__name__} is not a Linear layer or a known activation"

@@ -1,14 +1,43 @@
 """What an engine does: losses and gradients of R runs at once, at R different weights."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from shotnoise.problem import Problem
+from shotnoise.rules import Rule
 
 Batch = Tensor | tuple[Tensor, Tensor]  # sample indices (R, b), or inputs and targets (R, b, ...)
 SAMPLES_BYTES = 16 * 2**20  # what the activations of one slice of the data may take in a full pass
+
+
+class Trainer(Protocol):
+    """Many steps in one call, with what the recorders `observed` by name would see on the way."""
+
+    @property
+    def observed(self) -> Collection[str]: ...
+
+    def __call__(
+        self,
+        weights: Tensor,
+        memory: Mapping[str, Tensor],
+        indices: Tensor,
+        rates: NDArray[np.float64],
+        first: int,
+        wanted: Mapping[str, NDArray[np.bool_]],
+        before: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """Steps first, first + 1, ... on the batches (R, T, b), an update after each of the first len(rates), in place.
+
+        wanted: at which of the steps (T,), by name. before: the gradients (R, P) of the step before the first, which
+        those of the last one replace. Returns values (T, R) by name, and always "minibatch_loss".
+        """
+        ...
 
 
 class Engine(ABC):
@@ -18,6 +47,7 @@ class Engine(ABC):
     """
 
     key: str  # its name in `choice.ENGINES`
+    threads = 1  # for engines that have threads of their own, beside those of torch
 
     def __init__(self, problem: Problem) -> None:
         self.problem, self.l2 = problem, problem.l2
@@ -36,6 +66,10 @@ class Engine(ABC):
         """Loss (R,) of each run on all the data."""
         losses = self._full_losses(weights)
         return losses + 0.5 * self.l2 * weights.square().sum(1) if self.l2 else losses
+
+    def trainer(self, rule: Rule) -> "Trainer | None":
+        """What makes many steps at once by this rule, where the engine has such a thing."""
+        return None
 
     @abstractmethod
     def accuracies(self, weights: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from shotnoise.losses import NAMED
 from shotnoise.problem import Problem
-from shotnoise.simulate.engines.dense import data_of, layers_of
+from shotnoise.simulate.engines.dense import activation_of, data_of, layers_of
 from shotnoise.simulate.engines.engine import Batch, Engine
 
 LARGEST_RATIO = 16  # n / b up to which this is faster than gathering samples
@@ -55,7 +55,7 @@ class Linear(Engine):
 
 def is_linear_regression(problem: Problem) -> bool:
     """One Linear layer on a tensor of inputs, with squared loss and one output."""
-    layers = layers_of(problem)
+    layers = layers_of(problem, activation_of)
     if isinstance(layers, str) or len(layers) != 1 or layers[0].outputs != 1 or layers[0].activation is not None:
         return False
     return data_of(problem)[0].ndim == 2 and problem.loss_spec == NAMED["mse"]

@@ -1,0 +1,285 @@
+// shotnoise._native: what comes in is checked here, blocks of runs go to threads, and the kernel is chosen.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <memory>
+#include <new>
+#include <optional>
+#include <string>
+#include <thread>
+#include <tuple>
+#include <vector>
+
+#include "job.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace shotnoise {
+namespace portable {
+extern const Set SET;
+}
+#ifdef SHOTNOISE_X86
+namespace avx2 {
+extern const Set SET;
+}
+namespace avx512 {
+extern const Set SET;
+}
+#endif
+
+namespace {
+
+// The sets that this processor has, the best first.
+std::vector<const Set*> sets() {
+  std::vector<const Set*> found;
+#ifdef SHOTNOISE_X86
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    found.push_back(&avx512::SET);
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&avx2::SET);
+#endif
+  found.push_back(&portable::SET);
+  return found;
+}
+
+void require(bool holds, const std::string& message) {
+  if (!holds) throw nb::value_error(message.c_str());
+}
+
+const Set& set_named(const std::string& name) {
+  for (const Set* set : sets())
+    if (name.empty() || name == set->name) return *set;
+  throw nb::value_error(("instruction set '" + name + "' is not one of this processor's").c_str());
+}
+
+template <class E>
+E one_of(const std::vector<std::string>& names, const std::string& name) {
+  for (std::size_t i = 0; i < names.size(); ++i)
+    if (names[i] == name) return E(i);
+  throw nb::value_error(("'" + name + "' is not known").c_str());
+}
+
+class Network {
+ public:
+  using Row = std::tuple<Index, Index, Index, Index, std::string, double>;
+
+  Network(const std::vector<Row>& rows, const std::string& loss, double l2) {
+    const std::vector<std::string> activations = {"identity", "relu",     "leaky_relu", "tanh",
+                                                  "sigmoid",  "softplus", "gelu",       "gelu_tanh"};
+    require(!rows.empty(), "a network has at least one layer");
+    Index parameters = 0, widest = 0;
+    for (const auto& [outputs, inputs, weight, bias, activation, slope] : rows) {
+      require(outputs > 0 && inputs > 0 && weight >= 0 && bias >= -1, "sizes of layers are positive");
+      require(layers.empty() || layers.back().outputs == inputs, "a layer's inputs are the outputs of the one before");
+      layers.push_back({outputs, inputs, weight, bias, one_of<Activation>(activations, activation), slope});
+      parameters += outputs * inputs + (bias >= 0 ? outputs : 0);
+      widest = std::max({widest, outputs, inputs});
+    }
+    for (const Layer& layer : layers)
+      require(layer.weight + layer.outputs * layer.inputs <= parameters && layer.bias + layer.outputs <= parameters,
+              "weights lie outside the parameters");
+    net = {layers.data(), Index(layers.size()), parameters, widest,
+           one_of<Loss>({"cross_entropy", "mse"}, loss), l2};
+  }
+  Network(const Network&) = delete;
+
+  std::vector<Layer> layers;
+  Net net;
+};
+
+template <class T>
+using Matrix = nb::ndarray<T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+template <class T>
+using Cube = nb::ndarray<T, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
+template <class T>
+using Line = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Classes = nb::ndarray<const Index, nb::c_contig, nb::device::cpu>;
+using Indices = nb::ndarray<const Index, nb::ndim<3>, nb::device::cpu>;
+
+std::string shape(Index rows, Index columns) {
+  return "(" + std::to_string(rows) + ", " + std::to_string(columns) + ")";
+}
+
+template <class T>
+T* matrix(const std::optional<Matrix<T>>& found, Index rows, Index columns, const char* name) {
+  if (!found) return nullptr;
+  require(Index(found->shape(0)) == rows && Index(found->shape(1)) == columns,
+          std::string(name) + " has shape " + shape(found->shape(0), found->shape(1)) + "; expected " +
+              shape(rows, columns));
+  return found->data();
+}
+
+// One thread's share, and who answers Ctrl-C.
+class Work {
+ public:
+  template <class T>
+  void carry_out(const Kernel<T>& kernel, const Job<T>& job, Index threads) {
+    const Index blocks = (job.runs + kernel.lanes - 1) / kernel.lanes;
+    threads = std::max<Index>(1, std::min(threads, blocks));
+    const auto aligned = [](T* p) { ::operator delete(p, std::align_val_t(64)); };
+    std::vector<std::unique_ptr<T, decltype(aligned)>> scratch;
+    for (Index i = 0; i < threads; ++i)
+      scratch.emplace_back(
+          static_cast<T*>(::operator new(kernel.scratch(job) * sizeof(T), std::align_val_t(64))), aligned);
+    std::atomic<Index> next = 0, busy = threads;
+    const auto work = [&](Index i, Poll poll) {
+      for (Index block; !stop && (block = next++) < blocks;) kernel.run(job, block, scratch[i].get(), poll);
+      --busy;
+    };
+    {
+      nb::gil_scoped_release free;
+      std::vector<std::jthread> others;
+      for (Index i = 1; i < threads; ++i)
+        others.emplace_back(work, i, Poll{[](void* w) { return static_cast<Work*>(w)->stop.load(); }, this});
+      work(0, Poll{[](void* w) { return static_cast<Work*>(w)->interrupted(); }, this});
+      while (busy > 0) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        interrupted();
+      }
+    }
+    if (stop) throw nb::python_error();
+  }
+
+ private:
+  std::atomic<bool> stop = false;
+  std::chrono::steady_clock::time_point looked = std::chrono::steady_clock::now();
+
+  bool interrupted() {
+    const auto now = std::chrono::steady_clock::now();
+    if (stop || now - looked < std::chrono::milliseconds(100)) return stop;
+    looked = now;
+    nb::gil_scoped_acquire held;
+    if (PyErr_CheckSignals() != 0) stop = true;  // the exception waits in this thread until it is thrown
+    return stop;
+  }
+};
+
+void check_range(const Index* values, Index count, Index below, const char* name, const char* of) {
+  bool outside = false;
+  for (Index i = 0; i < count; ++i) outside |= std::uint64_t(values[i]) >= std::uint64_t(below);
+  for (Index i = 0; outside && i < count; ++i)
+    require(values[i] >= 0 && values[i] < below,
+            std::string(name) + " " + std::to_string(values[i]) + " of " + std::to_string(below) + " " + of);
+}
+
+template <class T>
+void run(const Network& network, Matrix<T> weights, Matrix<const T> inputs, std::optional<Matrix<const T>> targets,
+         std::optional<Classes> classes, std::optional<Indices> indices, std::optional<Cube<const T>> own_inputs,
+         std::optional<Cube<const T>> own_targets, std::optional<Classes> own_classes, const std::string& rule,
+         const std::vector<double>& options, const std::vector<Matrix<T>>& memory, Line<const double> rates, Index first,
+         Line<const std::uint8_t> wanted, std::optional<Matrix<T>> before, std::optional<Matrix<T>> gradients,
+         std::optional<Matrix<T>> full_gradients, std::optional<Matrix<T>> losses,
+         std::optional<Matrix<T>> gradient_norms, std::optional<Matrix<T>> cosines,
+         std::optional<Matrix<T>> full_losses, std::optional<Matrix<T>> full_norms,
+         std::optional<Matrix<T>> accuracies, Index threads, const std::string& set) {
+  const Net& net = network.net;
+  Job<T> job{};
+  job.net = &net;
+  const Index R = job.runs = weights.shape(0), S = job.steps = wanted.shape(0), P = net.parameters;
+  require(Index(weights.shape(1)) == P, "weights have " + std::to_string(weights.shape(1)) + " columns for " +
+                                            std::to_string(P) + " parameters");
+  const Index n = job.samples = inputs.shape(0), outputs = net.outputs();
+  require(Index(inputs.shape(1)) == net.inputs(), "inputs have " + std::to_string(inputs.shape(1)) + " columns for " +
+                                                      std::to_string(net.inputs()) + " inputs of the network");
+  job.weights = weights.data();
+  job.inputs = inputs.data();
+  const bool classifies = net.loss == Loss::cross_entropy;
+  require(classifies ? classes && Index(classes->size()) == n
+                     : targets && Index(targets->shape(0)) == n && Index(targets->shape(1)) == outputs,
+          "one target per sample is needed: classes for cross-entropy, else a matrix (samples, outputs)");
+  job.targets = classifies ? static_cast<const void*>(classes->data()) : targets->data();
+  if (classifies) check_range(classes->data(), n, outputs, "class", "outputs");
+
+  if (indices) {
+    require(Index(indices->shape(0)) == R && Index(indices->shape(1)) == S && indices->stride(2) == 1,
+            "indices must be (runs, steps, batch), contiguous by batch");
+    job.indices = indices->data(), job.batch = indices->shape(2);
+    job.index_run = indices->stride(0), job.index_step = indices->stride(1);
+    for (Index r = 0; r < R; ++r)
+      for (Index t = 0; t < S; ++t)
+        check_range(job.indices + r * job.index_run + t * job.index_step, job.batch, n, "index", "samples");
+  } else if (own_inputs) {
+    job.batch = own_inputs->shape(1);
+    const Index count = R * job.batch;
+    require(S == 1 && Index(own_inputs->shape(0)) == R && Index(own_inputs->shape(2)) == net.inputs(),
+            "samples of the runs' own must be (runs, batch, inputs), for one step");
+    require(classifies ? own_classes && Index(own_classes->size()) == count
+                       : own_targets && Index(own_targets->size()) == count * outputs,
+            "one target is needed for each of the runs' own samples");
+    job.own_inputs = own_inputs->data();
+    job.own_targets = classifies ? static_cast<const void*>(own_classes->data()) : own_targets->data();
+    if (classifies) check_range(own_classes->data(), count, outputs, "class", "outputs");
+  }
+  require(job.batch > 0 || !(indices || own_inputs), "a batch has at least one sample");
+
+  require(options.size() == 6, "six options of the rule");
+  job.optimizer = {one_of<Rule>({"sgd", "averaged_momentum", "heavy_ball", "adam", "adamw"}, rule),
+                   options[0], options[1], options[2] != 0, options[3], options[4], options[5]};
+  job.updates = rates.shape(0), job.rates = rates.data(), job.first = first;
+  require(job.updates <= S && (job.batch > 0 || job.updates == 0), "an update needs a step with a batch");
+  require(job.updates == 0 || int(memory.size()) == job.optimizer.memories(), "the rule's memory is not complete");
+  for (std::size_t i = 0; i < memory.size() && job.updates; ++i)
+    job.memory[i] = matrix<T>(memory[i], R, P, "memory");
+
+  job.wanted = wanted.data();
+  job.before = matrix(before, R, P, "before");
+  job.gradients = matrix(gradients, R, P, "gradients");
+  job.full_gradients = matrix(full_gradients, R, P, "full_gradients");
+  job.losses = matrix(losses, S, R, "losses");
+  job.gradient_norms = matrix(gradient_norms, S, R, "gradient_norms");
+  job.cosines = matrix(cosines, S, R, "cosines");
+  job.full_losses = matrix(full_losses, S, R, "full_losses");
+  job.full_norms = matrix(full_norms, S, R, "full_norms");
+  job.accuracies = matrix(accuracies, S, R, "accuracies");
+  for (Index t = 0; t < S; ++t) {
+    require(!(job.wanted[t] & accuracy) || classifies, "accuracy needs classes");
+    require(!(job.wanted[t] & cosine) || job.before, "a cosine needs the gradient before");
+  }
+  require(threads >= 1, "at least one thread");
+  if (R == 0 || S == 0) return;
+  if constexpr (sizeof(T) == 4) {
+    Work().carry_out(set_named(set).single, job, threads);
+  } else {
+    Work().carry_out(set_named(set).twice, job, threads);
+  }
+}
+
+// Nothing is converted: a copy would be trained instead.
+auto array(const char* name) { return nb::arg(name).noconvert(); }
+
+template <class T>
+void bind_run(nb::module_& m) {
+  const auto optional = [](const char* name) { return array(name).none() = nb::none(); };
+  m.def("run", &run<T>, "network"_a, array("weights"), array("inputs"), array("targets").none(),
+        array("classes").none(), nb::kw_only(), optional("indices"), optional("own_inputs"), optional("own_targets"),
+        optional("own_classes"), "rule"_a = "sgd", "options"_a = std::vector<double>(6, 0.0),
+        array("memory") = nb::list(), array("rates"), "first"_a = 0, array("wanted"), optional("before"),
+        optional("gradients"), optional("full_gradients"), optional("losses"), optional("gradient_norms"),
+        optional("cosines"), optional("full_losses"), optional("full_norms"), optional("accuracies"), "threads"_a = 1,
+        "set"_a = "");
+}
+
+}  // namespace
+}  // namespace shotnoise
+
+NB_MODULE(_native, m) {
+  using namespace shotnoise;
+  m.def("instruction_sets", [] {
+    std::vector<std::string> names;
+    for (const Set* set : sets()) names.emplace_back(set->name);
+    return names;
+  });
+  nb::class_<Network>(m, "Network")
+      .def(nb::init<const std::vector<Network::Row>&, const std::string&, double>(), "layers"_a, "loss"_a, "l2"_a)
+      .def_prop_ro("parameters", [](const Network& network) { return network.net.parameters; });
+  bind_run<float>(m);
+  bind_run<double>(m);
+}

@@ -1,0 +1,13 @@
+"""The compiled engine; src/native/module.cpp says what comes in. Its users catch ImportError: it need not be there."""
+
+from collections.abc import Sequence
+from typing import Any
+
+def instruction_sets() -> list[str]: ...
+
+class Network:
+    def __init__(self, layers: Sequence[tuple[int, int, int, int, str, float]], loss: str, l2: float) -> None: ...
+    @property
+    def parameters(self) -> int: ...
+
+def run(network: Network, weights: Any, inputs: Any, targets: Any, classes: Any, **options: Any) -> None: ...
