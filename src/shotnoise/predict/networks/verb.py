@@ -174,8 +174,10 @@ def _polynomial(own: Network, inputs: str | Points, quantity: str, layer: int, s
     bounds = {GRADIENT: gradient_degree(own, step), FULL_GRADIENT: gradient_degree(own, step) - 1}
     without = isinstance(inputs, Points) and not inputs.replacement
     if quantity != LOSS and not without:
-        found[0] = 0 * found[0]  # exactly; of floats, rounding
-    coefficients = np.array(found, dtype=object) if own.rational else np.array([float(c) for c in found])
+        found[0] -= found[0]  # exactly zero; of floats there may be rounding
+    if not own.rational:
+        found = [float(c) for c in found]
+    coefficients = np.array(found, dtype=object if own.rational else np.float64)
     return NetworkPolynomial(
         coefficients,
         INVERSE,
