@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from shotnoise.predict.networks.wishart import monomials
 CONFIRMING = 2
 OPERATIONS_PER_SECOND = 4e8  # as in `lattice`
 OVERHEAD = 2e-3
+BOX = 27  # binary logarithm of how many numbers are held at a time
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,30 @@ class Points:
     def n(self) -> int:
         return len(self.probabilities)
 
+    def shares(self, q: int) -> Residues:
+        return residues(list(self.probabilities), q)
+
+    def law(self, degree: int, q: int) -> tuple[Residues, Residues]:
+        """Shares (K, N) on a lattice, the last point's being what is left of 1, and the weights of the lattice."""
+        if self.n == 1:  # nothing is random
+            return np.ones((1, 1), np.uint64), np.ones((1, 1), np.uint64)
+        exponents = np.array(monomials(self.n - 1, degree))
+        moments = _share_moments(exponents, degree, self.shares(q), self.replacement, q)
+        last = (1 - exponents.sum(1)) % q
+        shares = np.concatenate([exponents, last[:, None]], axis=1).T.astype(np.uint64)
+        return shares, weights_of(exponents, moments, degree, q)
+
+
+class Inputs(Protocol):
+    """What the engine asks of a distribution of inputs: points (n, p), weights of means over it, and batches."""
+
+    @property
+    def points(self) -> Any: ...
+    @property
+    def n(self) -> int: ...
+    def shares(self, q: int) -> Residues: ...
+    def law(self, degree: int, q: int) -> tuple[Residues, Residues]: ...
+
 
 def degrees(network: Network, quantity: str) -> list[int]:
     """d_s, s = 0 .. t-1: of the quantity in the shares of batch s."""
@@ -70,24 +95,30 @@ def degrees(network: Network, quantity: str) -> list[int]:
     return [own * (2 * q - 1) ** (t - 1 - s) for s in range(t)]
 
 
-def cost(network: Network, inputs: Points, quantity: str) -> float:
-    """Seconds on one core, about: paths x multiplications at each x primes."""
-    d, m = degrees(network, quantity), inputs.n - 1
-    if sum(m * math.log10(own + 1) for own in d) > 200:
+def lattice_cost(network: Network, quantity: str, n: int, m: int) -> float:
+    """Seconds on one core, about, for n points and m means that batches enter through.
+
+    Paths x multiplications at each x primes; 1e300 where memory would not do.
+    """
+    d = degrees(network, quantity)
+    if any(m * math.log2(own + 1) + math.log2(own) > BOX for own in d):
         return 1e300
     paths = math.prod(math.comb(m + own, m) for own in d)
+    if paths * n * max(W.size for W in network.student) > 2**BOX:
+        return 1e300
     activation = 2 if network.activation is None else 2 * len(network.activation)
-    each = inputs.n * 3 * sum(W.size + W.shape[0] * activation for W in network.student)
+    each = n * 3 * sum(W.size + W.shape[0] * activation for W in network.student)
     tables = sum((own + 1.0) ** (m + 1) * own * m for own in d)
-    numbers = [*network.rates, *inputs.points.ravel(), *(v for W in network.student for v in W.ravel())]
+    numbers = [*network.rates, *(v for W in network.student for v in W.ravel())]
     length = sum(math.log2(v.denominator) for v in numbers) / len(numbers) + 4
     return (OVERHEAD * len(d) + (paths * each + tables) / OPERATIONS_PER_SECOND) * (length * (sum(d) + 4) / 15 + 4)
 
 
-def polynomial(network: Network, inputs: Points, quantity: str, layer: int) -> list[Fraction]:
+def polynomial(network: Network, inputs: Inputs, quantity: str, layer: int) -> list[Fraction]:
     """The coefficients in u, constant term first."""
     outputs = answers(network, inputs)
-    numbers = [*network.rates, *inputs.probabilities, *inputs.points.ravel(), *outputs.ravel()]
+    numbers = [*network.rates, *inputs.points.ravel(), *outputs.ravel()]
+    numbers += inputs.probabilities if isinstance(inputs, Points) else []
     numbers += [v for W in network.student for v in W.ravel()]
     numbers += [] if network.activation is None else network.activation.tolist()
     divisor = math.lcm(*(v.denominator for v in numbers), 2, *range(1, inputs.n + 1))
@@ -109,7 +140,7 @@ def polynomial(network: Network, inputs: Points, quantity: str, layer: int) -> l
     raise AssertionError("there are enough primes below 2^31")
 
 
-def answers(network: Network, inputs: Points) -> Array:
+def answers(network: Network, inputs: Inputs) -> Array:
     """The teacher's outputs at every point, (outputs, points)."""
     z = inputs.points.T
     for k, V in enumerate(network.teacher):
@@ -119,15 +150,15 @@ def answers(network: Network, inputs: Points) -> Array:
     return z
 
 
-def _modulo(network: Network, inputs: Points, outputs: Array, quantity: str, layer: int, q: int) -> Residues:
+def _modulo(network: Network, inputs: Inputs, outputs: Array, quantity: str, layer: int, q: int) -> Residues:
     problem = _Sampled(
         [residues(W, q)[..., None] for W in network.student],
         residues(inputs.points.T, q)[..., None],
         residues(outputs, q)[..., None],
-        residues(list(inputs.probabilities), q),
+        inputs,
+        inputs.shares(q),
         None if network.activation is None else [int(c) for c in residues(network.activation, q)],
         [int(residues(a, q)) for a in network.rates],
-        inputs.replacement,
         q,
     )
     own = degrees(network, quantity)
@@ -140,7 +171,7 @@ def _modulo(network: Network, inputs: Points, outputs: Array, quantity: str, lay
     if quantity == GRADIENT:  # kappa (E ||g||^2 of one sample - E ||grad L||^2)
         spread = reduced(single + np.uint64(q) - plain, q)
         n = inputs.n
-        if inputs.replacement:
+        if not isinstance(inputs, Points) or inputs.replacement:
             total[1:] += spread
         elif n > 1:
             share = pow(n - 1, -1, q)
@@ -159,15 +190,15 @@ class _Sampled:
     weights: list[Residues]
     x: Residues
     y: Residues
+    inputs: Inputs
     shares: Residues
     activation: list[int] | None
     rates: list[int]
-    replacement: bool
     q: int
 
     def means(self, degrees: list[int], forms: Callable[[list[Residues]], Residues]) -> Residues:
         """E of forms, which take weights of n runs to (forms, n), as coefficients (forms, powers of u)."""
-        weights, laws = self.weights, [self.law(d) for d in degrees]
+        weights, laws = self.weights, [self.inputs.law(d, self.q) for d in degrees]
         for (shares, _), a in zip(laws, self.rates, strict=True):
             gradients = self.gradients(weights)
             weights = [
@@ -185,15 +216,6 @@ class _Sampled:
         for k, own in enumerate(shares):
             total = total + reduced(gradients[:, :, k, :, None] * own, self.q)
         return reduced(total, self.q).reshape(*W.shape[:2], -1)
-
-    def law(self, degree: int) -> tuple[Residues, Residues]:
-        """The shares at the lattice points (K, N), the last point's being what is left of 1, and their weights."""
-        K = len(self.shares)
-        exponents = np.array(monomials(K - 1, degree)).reshape(-1, K - 1)
-        moments = _share_moments(exponents, degree, self.shares, self.replacement, self.q)
-        last = (1 - exponents.sum(1)) % self.q
-        points = np.concatenate([exponents, last[:, None]], axis=1).T.astype(np.uint64)
-        return points, weights_of(exponents, moments, degree, self.q)
 
     def forward(self, weights: list[Residues]) -> tuple[list[Residues], list[Residues], Residues]:
         """Inputs of every layer (columns, K, n), slopes of the hidden ones, and the error (outputs, K, n)."""

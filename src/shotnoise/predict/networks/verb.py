@@ -16,7 +16,7 @@ import numpy as np
 
 from shotnoise.errors import InputError
 from shotnoise.predict.batch_polynomial import INVERSE, BatchPolynomial
-from shotnoise.predict.networks import lattice, points, traces
+from shotnoise.predict.networks import gaussian, lattice, points, traces
 from shotnoise.predict.networks.forms import FULL_GRADIENT, GRADIENT, LOSS
 from shotnoise.predict.networks.model import (
     Network,
@@ -91,7 +91,8 @@ def gradient_variance_polynomial(
     one product matrix; labels are its outputs, without noise. activation: c_0, c_1, ... of a polynomial that acts on
     the hidden layers of both; None for linear networks. The loss is E 1/2 ||f(x) - y||^2.
     learning_rate: a number, one number per update, or a function of t. layer: 0 is the first.
-    inputs: "gaussian", fresh x ~ N(0, I) in every batch (linear networks); or `Points`, finitely many values.
+    inputs: "gaussian", fresh x ~ N(0, I) in every batch (with an activation, step 0
+    and, for one input, step 1 are in reach); or `Points`, finitely many values.
     seconds: refuse what is predicted to take longer.
 
     Ints, Fractions and strings such as "1/3" give exact Fractions, floats give floats. The result is a polynomial in
@@ -106,7 +107,7 @@ def gradient_variance_polynomial(
     >>> p.degree, p.degree_bound, p.printed_bounds["Theorem 4"]
     (6, 6, 18)
     >>> round(float(p(2)), 5), p.decreasing_beyond, p.simulation_agrees_from
-    (9.17015, 1.0, 1.0)
+    (9.17015, 1.0, 2.0)
     """
     own = network(student, teacher, learning_rate, step, activation)
     return _polynomial(own, inputs, GRADIENT, layer_index(own, layer), seconds)
@@ -165,10 +166,11 @@ def _polynomial(own: Network, inputs: str | Points, quantity: str, layer: int, s
     engine = min(_engines(own, inputs, quantity, layer), key=lambda engine: engine.seconds)
     step = len(own.rates)
     if engine.seconds > seconds:
+        needs = "more memory than there is" if engine.seconds >= 1e300 else f"about {engine.seconds:.2g} seconds"
         raise InputError(
-            f"the exact polynomial at step {step} would take about {engine.seconds:.2g} seconds ({engine.name}); the "
-            f"limit is seconds={seconds:g}. Raise it, ask for an earlier step or fewer inputs, use gradient_variance_at "
-            "for one batch size (at most two inputs), or simulate"
+            f"the exact polynomial at step {step} would take {needs} ({engine.name}); the limit is "
+            f"seconds={seconds:g}. Ask for an earlier step or fewer inputs, give short fractions instead of floats, "
+            "use gradient_variance_at for one batch size of a linear network (at most two inputs), or simulate"
         )
     found = engine.run()
     bounds = {GRADIENT: gradient_degree(own, step), FULL_GRADIENT: gradient_degree(own, step) - 1}
@@ -196,17 +198,20 @@ def _engines(own: Network, inputs: str | Points, quantity: str, layer: int) -> l
         return [
             _Engine(
                 "shares of points on a lattice",
-                points.cost(own, inputs, quantity),
+                points.lattice_cost(own, quantity, inputs.n, inputs.n - 1),
                 lambda: points.polynomial(own, inputs, quantity, layer),
             )
         ]
     if inputs != "gaussian":
         raise InputError(f"inputs={inputs!r}: 'gaussian' or Points are known")
     if own.activation is not None:
-        raise InputError(
-            "activation with Gaussian inputs: exact polynomials are there for linear networks (activation=None) or for "
-            "inputs given as Points, such as the nodes and weights of a quadrature; else simulate"
-        )
+        return [
+            _Engine(
+                "means of monomials on a lattice",
+                gaussian.cost(own, quantity),
+                lambda: points.polynomial(own, gaussian.GaussianInputs.of(own), quantity, layer),
+            )
+        ]
     step = len(own.rates)
     if step == 0:
         return [_Engine("closed form", 0.0, lambda: _at_the_start(own, quantity, layer))]

@@ -23,9 +23,9 @@ class Words:
     """Matrices (p, p) by number, float64 or Fractions, and the means of words in them.
 
     >>> words = Words()
-    >>> M = words.number(np.eye(2))
+    >>> M = words.number(np.eye(2, dtype=int).astype(object))
     >>> words.mean((((0, M), (0, M)),))  # E tr S^2 = p + u p (p + 1)
-    [2.0, 6.0]
+    [2, 6]
     """
 
     def __init__(self) -> None:
