@@ -69,9 +69,9 @@ def network(
 ) -> Network:
     """Raises InputError for shapes that do not chain, outputs that differ, numbers that are not finite."""
     step = whole("step", step, low=0)
-    layers, rational = _matrices("student", student)
-    given = [teacher] if _is_matrix(teacher) else list(teacher)
-    targets, rational_targets = _matrices("teacher", given)
+    layers, rational = _matrices("student", _listed("student", student))
+    given = _listed("teacher", teacher)
+    targets, rational_targets = _matrices("teacher", [given] if _is_matrix(given) else given)
     for what, own, other in (
         ("inputs", layers[0].shape[1], targets[0].shape[1]),
         ("outputs", layers[-1].shape[0], targets[-1].shape[0]),
@@ -141,8 +141,6 @@ def trimmed(coefficients: list[Fraction]) -> list[Fraction]:
 
 
 def _matrices(name: str, given: Sequence[Any]) -> tuple[tuple[Array, ...], bool]:
-    if not len(given):
-        raise InputError(f"{name}: a list of weight matrices, first layer first, is needed")
     found: list[Array] = []
     for k, matrix in enumerate(given):
         W = _finite(f"{name}[{k}]", matrix)
@@ -157,11 +155,20 @@ def _matrices(name: str, given: Sequence[Any]) -> tuple[tuple[Array, ...], bool]
     return tuple(found), all(map(_is_rational, given))
 
 
-def _is_matrix(given: Any) -> bool:
+def _listed(name: str, given: Any) -> list[Any]:
+    """Tensors as arrays, at the top or one level down."""
+    if not hasattr(given, "__iter__") or isinstance(given, str) or not len(_plain(given)):
+        raise InputError(f"{name}: a list of weight matrices, first layer first, is needed; got {given!r}")
+    return [_plain(entry) for entry in _plain(given)]
+
+
+def _plain(values: Any) -> Any:
+    return values.detach().cpu().numpy() if hasattr(values, "detach") else values
+
+
+def _is_matrix(given: list[Any]) -> bool:
     """One matrix, rather than a list of them."""
-    return getattr(given, "ndim", None) == 2 or all(
-        np.ndim(row) == 1 and all(np.ndim(value) == 0 for value in row) for row in given
-    )
+    return all(np.ndim(row) == 1 and all(np.ndim(value) == 0 for value in row) for row in given)
 
 
 def _is_rational(values: Any) -> bool:
@@ -170,7 +177,7 @@ def _is_rational(values: Any) -> bool:
 
 def _finite(name: str, values: Any) -> Array:
     try:
-        array = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+        array = np.asarray(values)
         if array.dtype.kind != "f":
             array = fractions(np.asarray(values, dtype=object))
         finite = bool(np.isfinite(array.astype(float)).all())
@@ -192,5 +199,9 @@ def _rates(learning_rate: Any, step: int) -> list[Any]:
     if len(given) < step:
         raise InputError(f"learning_rate has {len(given)} values; step={step} needs one for each of {step} updates")
     values = [v.item() if isinstance(v, np.generic) else v for v in given]
-    schedules.values([float(Fraction(v)) if isinstance(v, str) else float(v) for v in values], step)
+    try:
+        plain = [float(Fraction(v)) if isinstance(v, str) else float(v) for v in values]
+    except (ValueError, TypeError) as error:
+        raise InputError(f"learning_rate={learning_rate!r}: numbers are needed") from error
+    schedules.values(plain, step)
     return values
