@@ -355,6 +355,14 @@ def test_at_any_width():
     assert networks.gradient_variance_polynomial(student, np.ones((10, 20)), 0.1, 0).degree == 1
 
 
+def test_the_cost_is_told_and_kept_to():
+    problem = (*SCALAR, 3)
+    told = networks.predicted_seconds(*problem)
+    with pytest.raises(sn.InputError, match=f"would take about {told:.2g} seconds"):
+        networks.gradient_variance_polynomial(*problem, seconds=told / 2)
+    assert networks.gradient_variance_polynomial(*problem, seconds=2 * told).degree == 76
+
+
 BAD = {
     "student: layer 1 takes 2 inputs but layer 0 gives 1": {"student": [[[1]], [[1, 1]]]},
     "the student has 2 outputs, the teacher 1": {"student": [[[1]], [[1], [1]]]},

@@ -7,6 +7,7 @@ from shotnoise.predict.networks.verb import (
     full_gradient_variance_polynomial,
     gradient_variance_polynomial,
     loss_polynomial,
+    predicted_seconds,
 )
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "gradient_variance_at",
     "gradient_variance_polynomial",
     "loss_polynomial",
+    "predicted_seconds",
 ]

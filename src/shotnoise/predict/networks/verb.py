@@ -155,6 +155,27 @@ def loss_polynomial(
     return _polynomial(own, inputs, LOSS, 0, seconds)
 
 
+def predicted_seconds(
+    student: Sequence[Any],
+    teacher: Any,
+    learning_rate: Any,
+    step: int,
+    layer: int = 0,
+    *,
+    activation: Sequence[Any] | None = None,
+    inputs: str | Points = "gaussian",
+) -> float:
+    """How long `gradient_variance_polynomial` would take on one core, within a small factor; 1e300 beyond memory.
+
+    Floats take longer than short fractions: they are binary fractions of some fifty digits.
+
+    >>> predicted_seconds([[[1]], [[1]]], [[4]], "1/24", step=2) < 1 < predicted_seconds([[[1]], [[1]]], [[4]], 0.1, 5)
+    True
+    """
+    own = network(student, teacher, learning_rate, step, activation)
+    return min(engine.seconds for engine in _engines(own, inputs, GRADIENT, layer_index(own, layer)))
+
+
 @dataclass(frozen=True)
 class _Engine:
     name: str
