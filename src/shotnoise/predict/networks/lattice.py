@@ -20,7 +20,7 @@ import numpy as np
 
 from shotnoise.predict.linear_regression.least_squares import Array
 from shotnoise.predict.networks.forms import FULL_GRADIENT, GRADIENT, LOSS
-from shotnoise.predict.networks.laws import mean_over, weights_of
+from shotnoise.predict.networks.laws import fits, mean_over, weights_of
 from shotnoise.predict.networks.model import Network, trimmed
 from shotnoise.predict.networks.residues import (
     Reconstruction,
@@ -47,9 +47,9 @@ def degrees(network: Network, quantity: str) -> list[int]:
 
 
 def cost(network: Network, quantity: str) -> float:
-    """Seconds on one core, about: points x multiplications at each x primes. 1e300 for anything more."""
+    """Seconds on one core, about: points x multiplications at each x primes; 1e300 where memory would not do."""
     m, d, p = network.p * (network.p + 1) // 2, degrees(network, quantity), network.p
-    if sum(m * math.log10(own + 1) for own in d) > 200:
+    if not all(fits(m, own) for own in d):
         return 1e300
     points = math.prod(math.comb(m + own, m) for own in d)
     each = 40 + 6 * sum(rows * columns * (p + rows) for rows, columns in (W.shape for W in network.student))

@@ -12,6 +12,13 @@ import numpy as np
 from shotnoise.predict.linear_regression.least_squares import Array
 from shotnoise.predict.networks.residues import Residues, matmul, reduced
 
+NUMBERS = 2**27  # held at a time
+
+
+def fits(variables: int, degree: int) -> bool:
+    """Whether the tables of `weights_of` fit into memory."""
+    return variables * math.log2(degree + 1) + math.log2(degree) <= math.log2(NUMBERS)
+
 
 def weights_of(exponents: Array, moments: Residues, degree: int, q: int) -> Residues:
     """Of the points `exponents` (N, m), (N, powers of u); moments: E prod_k S_k^{a_k} by the same exponents."""

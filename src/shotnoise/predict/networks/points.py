@@ -21,7 +21,7 @@ import numpy as np
 from shotnoise.errors import InputError
 from shotnoise.predict.linear_regression.least_squares import Array, fractions
 from shotnoise.predict.networks.forms import GRADIENT, LOSS
-from shotnoise.predict.networks.laws import mean_over, weights_of
+from shotnoise.predict.networks.laws import NUMBERS, fits, mean_over, weights_of
 from shotnoise.predict.networks.model import Network, trimmed
 from shotnoise.predict.networks.residues import Reconstruction, Residues, convolved, primes, product, reduced, residues
 from shotnoise.predict.networks.wishart import monomials
@@ -29,7 +29,6 @@ from shotnoise.predict.networks.wishart import monomials
 CONFIRMING = 2
 OPERATIONS_PER_SECOND = 4e8  # as in `lattice`
 OVERHEAD = 2e-3
-BOX = 27  # binary logarithm of how many numbers are held at a time
 
 
 @dataclass(frozen=True)
@@ -101,10 +100,10 @@ def lattice_cost(network: Network, quantity: str, n: int, m: int) -> float:
     Paths x multiplications at each x primes; 1e300 where memory would not do.
     """
     d = degrees(network, quantity)
-    if any(m * math.log2(own + 1) + math.log2(own) > BOX for own in d):
+    if not all(fits(m, own) for own in d):
         return 1e300
     paths = math.prod(math.comb(m + own, m) for own in d)
-    if paths * n * max(W.size for W in network.student) > 2**BOX:
+    if paths * n * max(W.size for W in network.student) > NUMBERS:
         return 1e300
     activation = 2 if network.activation is None else 2 * len(network.activation)
     each = n * 3 * sum(W.size + W.shape[0] * activation for W in network.student)
