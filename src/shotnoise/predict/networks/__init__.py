@@ -1,0 +1,21 @@
+"""Networks: the variance of the stochastic gradient as an explicit polynomial in 1/b, from the initial weights."""
+
+from shotnoise.predict.networks.points import Points
+from shotnoise.predict.networks.quadrature import gradient_variance_at
+from shotnoise.predict.networks.verb import (
+    NetworkPolynomial,
+    full_gradient_variance_polynomial,
+    gradient_variance_polynomial,
+    loss_polynomial,
+    predicted_seconds,
+)
+
+__all__ = [
+    "NetworkPolynomial",
+    "Points",
+    "full_gradient_variance_polynomial",
+    "gradient_variance_at",
+    "gradient_variance_polynomial",
+    "loss_polynomial",
+    "predicted_seconds",
+]
