@@ -36,7 +36,7 @@ from protocol import FEWEST, clocked
 
 REGRESSION_RUNS, REGRESSION_STEPS = 1024, 500
 CHECKED_RUNS, CHECKED_STEPS, TOLERANCE = 8, 50, 1e-4
-STORE_RUNS, STORE_STEPS = 2048, 100
+STORE_RUNS, STORE_STEPS = 4096, 400
 RUNS, STEPS = 1000, 1000  # of the teacher-student study, and of the part of it that stands for all
 SMALL_RUNS, SMALL_STEPS = 64, 100
 RECORDS = ("gradient_variance", "full_gradient_variance")
