@@ -78,7 +78,7 @@ def test_the_python_of_the_readme_runs():
 
 def test_the_python_of_the_pages_on_theory_runs():
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "predict.md").read_text(), re.S)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     finished = subprocess.run([sys.executable, "-W", "error", "-c", "\n".join(blocks)], capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
 
