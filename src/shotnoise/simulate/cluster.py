@@ -5,6 +5,7 @@ hand; the scheduler gives them to others.
 """
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from shotnoise.simulate.processes import compute
 
 PATIENCE = 10.0  # seconds to reach a scheduler
 AHEAD = 2  # tasks in flight per thread of the cluster
+LOST, RETRIES = ("cancelled", "lost"), 3  # what became of a task whose data are gone, and how often it is sent again
 Keep = Callable[[int, Content], None]
 
 
@@ -57,23 +59,35 @@ def run(plan: Plan, pieces: Iterable[int], client: Any, claim: Callable[[int], b
     """Compute the pieces that can be claimed on the cluster and hand each to `keep` as it arrives."""
     from distributed import as_completed
 
-    payload = client.scatter(_Payload(cloudpickle.dumps(plan)), broadcast=True, hash=False)
+    content = _Payload(cloudpickle.dumps(plan))
+    payload = client.scatter(content, broadcast=True, hash=False)
     waiting = iter(pieces)
-    flying: dict[str, int] = {}
+    flying: dict[str, tuple[int, Any]] = {}
+    lost: Counter[int] = Counter()
     finished = as_completed(raise_errors=False)
+
+    def submit(index: int) -> None:
+        future = client.submit(_remote, payload, index, pure=False, retries=2)
+        flying[future.key] = (index, payload)
+        finished.add(future)
 
     def launch() -> None:
         for index in waiting:
             if claim(index):
-                future = client.submit(_remote, payload, index, pure=False, retries=2)
-                flying[future.key] = index
-                finished.add(future)
+                submit(index)
                 return
 
     for _ in range(AHEAD * max(1, sum(client.nthreads().values()))):
         launch()
     for future in finished:
-        index = flying.pop(future.key)
+        index, sent = flying.pop(future.key)
+        if future.status in LOST and lost[index] < RETRIES:
+            # A worker may die with the only copy of the plan; its tasks are then cancelled, not failed.
+            lost[index] += 1
+            if sent is payload:
+                payload = client.scatter(content, broadcast=True, hash=False)
+            submit(index)
+            continue
         if future.status != "finished":
             error = future.exception()
             raise (
