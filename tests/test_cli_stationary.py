@@ -121,6 +121,7 @@ class TestStrengthOfNoise:
         monkeypatch.setattr(module, "DECAYS", (-0.001, 0.0, 0.001))
         code, said, _ = run("reproduce", "strength-of-noise", "fig1", "--out", tmp_path, "--workers", 1)
         assert code == 0 and "from width 32 to 64 the variance of the loss changes by a factor of" in said
+        assert "at a rate that falls as 1 / width" in said
         assert "Logistic regression at a rate of 1.5 has its least test error" in said
 
     def test_names(self, run, tmp_path):

@@ -220,7 +220,8 @@ def _sentences(
 ) -> list[str]:  # fmt: skip
     found = [
         f"Theory and simulation {'agree' if left.agrees and right.agrees else 'disagree'} at a false-alarm rate of "
-        f"{ALARM:g} each: along the steps {left.detail}; against the batch size {right.detail}.",
+        f"{ALARM:g} each: along the steps {left.detail}; against the batch size {right.detail} (b = n, "
+        "where there is no noise, left out).",
         f"Lemma 2 as printed is {'rejected' if not printed.agrees else 'NOT rejected'}: {printed.detail}.",
     ]
     variance = exact["gradient_variance"]

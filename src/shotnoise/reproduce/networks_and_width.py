@@ -17,6 +17,7 @@ import torch
 import xarray as xr
 
 from shotnoise import datasets, show, simulate
+from shotnoise.compare import compare
 from shotnoise.datasets import Data
 from shotnoise.problem import Problem
 from shotnoise.reproduce.reproduction import Reproduction
@@ -30,6 +31,8 @@ RULES: dict[str, Callable[[float], Rule]] = {"SGD": lambda s: SGD(0.5 * s), "Ada
 WIDTHS = {"quick": (32, 64, 128, 256, 512, 1024), "paper": (32, 64, 128, 256, 512, 1024, 2048)}
 RUNS = {"quick": 8, "paper": 40}
 DECAYS = (-0.016, -0.008, -0.004, -0.002, -0.001, -0.0005, 0.0, 0.0005, 0.001, 0.002, 0.004, 0.008)
+AT = {"fixed rate": "a fixed rate", "rate over width": "a rate that falls as 1 / width"}
+ALARM = 1e-3
 TRAINED, EPOCHS = 0.7, 2  # share of the samples that is trained on
 
 
@@ -59,7 +62,7 @@ def figure_1(
     workers: int | None = None,
     progress: Callable[[Any], None] | None = None,
 ) -> Reproduction:
-    """The three panels; nothing here is theory, so there is no verdict, only what was seen."""
+    """The three panels; no theory predicts them, so what is judged is whether the variance grows with the width."""
     data = datasets.load("digits") if data_dir is None else datasets.load("mnist", data_dir=data_dir)
     inputs, targets = data.inputs.flatten(1)[:10_000].clone(), data.targets[:10_000].clone()
     bench = Bench(folder, preset, data, seed, workers, progress)
@@ -120,7 +123,9 @@ def _width_sweep(bench: Bench, name: str, inputs: torch.Tensor, targets: torch.T
             late = found["minibatch_loss"].isel(batch_size=0, step=slice(steps // 2, None)).var("step")
             values[j, k], errors[j, k] = float(late.mean()), float(late.std(ddof=1)) / np.sqrt(late.size)
     dims, coordinates = ("theory", "width"), {"theory": ["fixed rate", "rate over width"], "width": list(widths)}
-    return xr.Dataset({"value": (dims, values), "value_stderr": (dims, errors)}, coordinates)
+    return xr.Dataset(
+        {"value": (dims, values), "value_stderr": (dims, errors)}, coordinates, {"draws": RUNS[bench.preset]}
+    )
 
 
 def _decay_sweep(bench: Bench, inputs: torch.Tensor, targets: torch.Tensor) -> xr.Dataset:
@@ -147,10 +152,13 @@ def _decay_sweep(bench: Bench, inputs: torch.Tensor, targets: torch.Tensor) -> x
 
 
 def _growth(name: str, found: xr.Dataset) -> str:
+    """By how much the variance grows with the width at either rate, and whether that is more than chance."""
     first, last = int(found["width"][0]), int(found["width"][-1])
-    ratios = found["value"].isel(width=-1) / found["value"].isel(width=0)
-    return (
-        f"{name}: from width {first} to {last:,} the variance of the loss changes by a factor of "
-        f"{float(ratios[0]):.3g} at a fixed rate, "
-        f"and of {float(ratios[1]):.3g} where the rate falls as 1 / width."
-    )
+    words = []
+    for rate in found["theory"].values:
+        ends = found.sel(theory=rate).drop_vars("theory")
+        verdict = compare(*(ends.isel(width=k, drop=True) for k in (-1, 0)), variables=["value"], alarm=ALARM)
+        ratio = float(ends["value"][-1] / ends["value"][0])
+        chance = "no more than chance" if verdict.agrees else f"p = {verdict.p_value:.1g}"
+        words.append(f"by a factor of {ratio:.3g} at {AT[str(rate)]} ({chance})")
+    return f"{name}: from width {first} to {last:,} the variance of the loss changes {' and '.join(words)}."
