@@ -8,21 +8,6 @@ import numpy as np
 import pytest
 
 import shotnoise as sn
-from shotnoise import cli
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run `shotnoise ARGS` in this process: (exit status, standard output, standard error)."""
-
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["shotnoise", *map(str, args)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return ended.value.code, " ".join(captured.out.split()), " ".join(captured.err.split())
-
-    return call
 
 
 @pytest.fixture

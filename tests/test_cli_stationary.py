@@ -6,24 +6,10 @@ import sys
 import numpy as np
 import pytest
 import xarray as xr
+from scipy import integrate
 
 import shotnoise as sn
-from shotnoise import cli, show
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run `shotnoise ARGS` in this process: (exit status, standard output, standard error)."""
-
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["shotnoise", *map(str, args)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return ended.value.code, " ".join(captured.out.split()), " ".join(captured.err.split())
-
-    return call
-
+from shotnoise import show
 
 STATIONARY = ("predict", "stationary")
 
@@ -131,13 +117,16 @@ class TestStrengthOfNoise:
         assert code == 2 and "preset 'huge': one of quick, paper" in err
 
 
-def test_an_eighth_moment_by_hand():
-    """E (1 - s)^2 = 1 - 2 + E s^2 with s the mean of S squares: E s^2 = 1 + 2 / S."""
+@pytest.mark.parametrize("l2", [-0.4, 0.0, 0.3])
+@pytest.mark.parametrize("order", [2, 4, 8])
+def test_the_growth_of_moments_is_that_of_the_quadrature(l2, order):
+    """E (1 - 0.5 l2 - 0.5 s)^order with 6 s / 1.2 chi-squared of 6 degrees, by numerical integration."""
     module = sys.modules["shotnoise.reproduce.strength_of_noise"]
-    assert module.tail_exists(1.0, 1.0, 3, order=2) and not module.tail_exists(1.0, 1.0, 2, order=2)  # 2 / S < 1
-    rng = np.random.default_rng(0)
-    s = 1.2 * rng.chisquare(6, size=400_000) / 6
-    assert module.tail_exists(1.2, 0.5, 6, l2=0.1, order=8) == (((1 - 0.05 - 0.5 * s) ** 8).mean() < 1)
+    integral, _ = integrate.quad(
+        lambda c: (1 - 0.5 * l2 - 0.5 * 1.2 * c / 6) ** order * c**2 * np.exp(-c / 2) / 16, 0, 400, limit=400
+    )
+    assert module.growth(1.2, 0.5, 6, l2, order) == pytest.approx(integral, rel=1e-8)
+    assert module.tail_exists(1.2, 0.5, 6, l2, order) == (integral < 1)
 
 
 def test_sweeps_need_panels():
