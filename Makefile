@@ -27,14 +27,15 @@ test-sanitizers: .venv-sanitized/.ready ## the tests of the kernel under Address
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	  .venv-sanitized/bin/python -m pytest -q -m "not slow" tests/simulate/test_native.py
 
+# Without ruff's cache: it remembers how imports were sorted from before a neighbouring file came or went.
 lint: $(READY)  ## format, lint and types, changing nothing
 	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
+	$(BIN)/ruff check --no-cache .
 	$(BIN)/mypy
 
 format: $(READY) ## format and mend what can be mended
 	$(BIN)/ruff format .
-	$(BIN)/ruff check --fix .
+	$(BIN)/ruff check --no-cache --fix .
 
 bench: .venv-peers/.ready ## CPU time and memory beside other libraries (half an hour)
 	.venv-peers/bin/python benchmarks/per_sample.py

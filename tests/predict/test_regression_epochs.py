@@ -4,9 +4,9 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from enumeration import disagreements, enumerated, predicted
 
 import shotnoise as sn
+from enumeration import disagreements, enumerated, predicted
 
 RESHUFFLED, CYCLIC = sn.sampling.ReshuffledEpochs(), sn.sampling.CyclicEpochs()
 X = [[Fraction(1), Fraction(2)], [Fraction(-1), Fraction(1)], [Fraction(3), Fraction(-1)], [Fraction(0), Fraction(1)]]

@@ -5,9 +5,9 @@ from itertools import combinations, product
 
 import numpy as np
 import pytest
-from enumeration import RATES, W0, X, Y, disagreements, enumerated, predicted
 
 import shotnoise as sn
+from enumeration import RATES, W0, X, Y, disagreements, enumerated, predicted
 from shotnoise.predict.linear_regression.fourth import Factors, factors
 
 WITH, WITHOUT = sn.sampling.WithReplacement(), sn.sampling.WithoutReplacement()

@@ -5,9 +5,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from enumeration import RATES, W0, W2, Y2, X, Y, disagreements, enumerated, predicted
 
 import shotnoise as sn
+from enumeration import RATES, W0, W2, Y2, X, Y, disagreements, enumerated, predicted
 
 WITH, WITHOUT = sn.sampling.WithReplacement(), sn.sampling.WithoutReplacement()
 

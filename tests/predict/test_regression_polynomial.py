@@ -4,11 +4,11 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from enumeration import RATES, W0, W2, Y2, X, Y, enumerated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import shotnoise as sn
+from enumeration import RATES, W0, W2, Y2, X, Y, enumerated
 from shotnoise.predict import BatchPolynomial
 
 WITH, WITHOUT = sn.sampling.WithReplacement(), sn.sampling.WithoutReplacement()

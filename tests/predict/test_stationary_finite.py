@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from affine_twin import Twin
 
 import shotnoise as sn
+from affine_twin import Twin
 
 st = sn.predict.stationary
 WITH, WITHOUT = sn.sampling.WithReplacement(), sn.sampling.WithoutReplacement()

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from affine_twin import Twin, observed
 from scipy.linalg import solve_continuous_lyapunov
 from scipy.stats import norm
 
 import shotnoise as sn
+from affine_twin import Twin, observed
 
 st = sn.predict.stationary
 

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from affine_twin import Twin, observed
 from scipy.optimize import brentq
 
 import shotnoise as sn
+from affine_twin import Twin, observed
 
 st = sn.predict.stationary
 A = np.array([[1.0, 0.4], [0.4, 0.5]])
