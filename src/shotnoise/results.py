@@ -122,6 +122,10 @@ GLOSSARY: dict[str, tuple[str, str]] = {
     "loss_variance_leading": ("variance of the loss in units of kappa, to first order", ""),
     "gradient_descent_loss": ("training loss along gradient descent", ""),
     "next_order": ("change of the noise over the fluctuation of the weights, relative", ""),
+    "surrogate_gap": ("distance of the layer's gradient from that of the polynomial network", ""),
+    "surrogate_gap_bound": ("what that distance can be at most", ""),
+    "activation_error": ("largest error of the polynomial for the activation", ""),
+    "slope_error": ("largest error of the polynomial for the activation's derivative", ""),
     "overflow_step": ("step from which second moments overflow (-1: never)", "steps"),
 }
 

@@ -2,6 +2,7 @@
 
 from shotnoise.predict.networks.points import Points
 from shotnoise.predict.networks.quadrature import gradient_variance_at
+from shotnoise.predict.networks.surrogate import polynomial_surrogate
 from shotnoise.predict.networks.verb import (
     NetworkPolynomial,
     full_gradient_variance_polynomial,
@@ -17,5 +18,6 @@ __all__ = [
     "gradient_variance_at",
     "gradient_variance_polynomial",
     "loss_polynomial",
+    "polynomial_surrogate",
     "predicted_seconds",
 ]
