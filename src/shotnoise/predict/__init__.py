@@ -1,6 +1,7 @@
 """What theory says before any training: exact answers where they exist, approximations that say so elsewhere."""
 
 from shotnoise.predict import networks, stationary
+from shotnoise.predict.batch_exponent import batch_exponent
 from shotnoise.predict.batch_polynomial import BatchPolynomial
 from shotnoise.predict.batch_report import batch_size_report
 from shotnoise.predict.linear_regression import (
@@ -15,6 +16,7 @@ from shotnoise.predict.propagation import propagation
 __all__ = [
     "BatchPolynomial",
     "RegressionPolynomials",
+    "batch_exponent",
     "batch_size_report",
     "networks",
     "propagation",

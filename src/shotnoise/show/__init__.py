@@ -4,6 +4,14 @@ from shotnoise.files import check_writable
 from shotnoise.show.ensembles import ensemble
 from shotnoise.show.figures import conditional_variance, figures, noise_share, spectrum
 from shotnoise.show.layers import layers
+from shotnoise.show.polynomials import (
+    exponents,
+    polynomial,
+    polynomial_picture,
+    polynomial_report,
+    polynomial_sentences,
+    polynomial_sheet,
+)
 from shotnoise.show.prediction_report import prediction_report, prediction_sentences, prediction_sheet
 from shotnoise.show.predictions import against_batch_size, prediction
 from shotnoise.show.progress import ProgressReport, progress
@@ -28,11 +36,17 @@ __all__ = [
     "conditional_variance",
     "ellipses",
     "ensemble",
+    "exponents",
     "figures",
     "house_style",
     "layers",
     "noise_scale",
     "noise_share",
+    "polynomial",
+    "polynomial_picture",
+    "polynomial_report",
+    "polynomial_sentences",
+    "polynomial_sheet",
     "prediction",
     "prediction_report",
     "prediction_sentences",

@@ -3,6 +3,7 @@
 from shotnoise.predict.networks.points import Points
 from shotnoise.predict.networks.quadrature import gradient_variance_at
 from shotnoise.predict.networks.surrogate import polynomial_surrogate
+from shotnoise.predict.networks.tabulated import tabulate
 from shotnoise.predict.networks.verb import (
     NetworkPolynomial,
     full_gradient_variance_polynomial,
@@ -20,4 +21,5 @@ __all__ = [
     "loss_polynomial",
     "polynomial_surrogate",
     "predicted_seconds",
+    "tabulate",
 ]

@@ -1,0 +1,116 @@
+"""`shotnoise predict networks`: a network's gradient variance as an exact polynomial in 1/b."""
+
+import json as json_
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.text import Text
+
+from shotnoise import results, show
+from shotnoise.cli.common import ERR, OUT, print_table, tell, whole_numbers
+from shotnoise.errors import InputError
+from shotnoise.files import check_writable, write_atomically
+from shotnoise.predict import networks as theory
+from shotnoise.predict.networks.tabulated import QUANTITIES
+
+POLYNOMIALS = {
+    "gradient_variance": theory.gradient_variance_polynomial,
+    "full_gradient_variance": theory.full_gradient_variance_polynomial,
+}
+
+
+def networks(
+    student: Annotated[
+        str | None, typer.Option(help="Weight matrices as JSON, first layer first, or a .json file with them.")
+    ] = None,
+    teacher: Annotated[str | None, typer.Option(help="Likewise; one matrix is a linear teacher.")] = None,
+    widths: Annotated[
+        str | None,
+        typer.Option(help="Instead of both: widths such as 64,256,128, weights normal with variance 1/fan-in."),
+    ] = None,
+    learning_rate: Annotated[str, typer.Option(help="A number; a fraction such as 1/24 is kept exact.")] = "0.01",
+    step: Annotated[int, typer.Option(help="Updates before the gradient that is asked about.")] = 1,
+    layer: Annotated[int, typer.Option(help="Whose gradient; 0 is the first.")] = 0,
+    activation: Annotated[
+        str | None, typer.Option(help="Coefficients c0,c1,... of the hidden layers' polynomial; default linear.")
+    ] = None,
+    quantity: Annotated[str, typer.Option(help="gradient_variance, full_gradient_variance or loss.")] = (
+        "gradient_variance"
+    ),
+    batch_sizes: Annotated[str, typer.Option(help="Where to evaluate it.")] = "1,2,4,8,16,32,64,128,256,512,1024",
+    seconds: Annotated[float, typer.Option(help="Refuse what is predicted to take longer.")] = 600.0,
+    seed: Annotated[int, typer.Option(help="Of the weights that --widths draws.")] = 0,
+    report: Annotated[Path | None, typer.Option(help="Write a page for people (HTML).")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Write the figure (.svg, .pdf or .png).")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the result for machines (JSON).")] = None,
+    save: Annotated[Path | None, typer.Option(help="Write the result as a Zarr store (folder or .zip).")] = None,
+) -> None:
+    """The exact polynomial in 1/b of a deep linear or polynomially activated network on fresh Gaussian inputs."""
+    for path in (report, figure, json, save):
+        if path is not None and not (path is save and path.is_dir()):
+            check_writable(path)
+    if quantity not in QUANTITIES:
+        raise InputError(f"--quantity {quantity!r}: one of {', '.join(QUANTITIES)}")
+    sizes = whole_numbers("--batch-sizes", batch_sizes)
+    own, target = _weights(student, teacher, widths, seed)
+    options: dict[str, Any] = {"seconds": seconds, "activation": activation.split(",") if activation else None}
+    rate = _exactly(learning_rate)
+    if quantity == "loss":
+        found = theory.loss_polynomial(own, target, rate, step, **options)
+    else:
+        found = POLYNOMIALS[quantity](own, target, rate, step, layer, **options)
+    predicted = theory.tabulate(found, sizes, quantity)
+    predicted.attrs |= {"learning_rate": learning_rate, "step": step, "layer": layer, "inputs": "gaussian"}
+    predicted.attrs |= {"widths": widths, "seed": seed} if widths is not None else {}
+    print_table(show.set_for_terminal(show.polynomial_sheet(predicted)))
+    for sentence in show.polynomial_sentences(predicted):
+        OUT.print(Text(f"• {sentence}"))
+    written = []
+    if report is not None:
+        written.append(show.polynomial_report(predicted, report))
+    if figure is not None:
+        written.append(show.save(show.polynomial(predicted), figure))
+    if json is not None:
+        written.append(write_atomically(json, results.to_json(predicted)))
+    if save is not None:
+        written.append(results.save(predicted, save))
+    for path in written:
+        tell(ERR, f"wrote {path}")
+
+
+def _weights(student: str | None, teacher: str | None, widths: str | None, seed: int) -> tuple[Any, Any]:
+    if (widths is None) == (student is None) or (student is None) != (teacher is None):
+        raise InputError("give --student and --teacher, or --widths alone")
+    if widths is not None:
+        sizes = whole_numbers("--widths", widths)
+        if len(sizes) < 2 or min(sizes) < 1:
+            raise InputError(f"--widths {widths!r}: inputs, hidden layers and outputs, such as 64,256,128")
+        rng = np.random.default_rng(seed)
+        own, target = ([rng.normal(size=(m, n)) / np.sqrt(n) for n, m in pairwise(sizes)] for _ in range(2))
+        return own, target
+    return _read("--student", student or ""), _read("--teacher", teacher or "")
+
+
+def _read(option: str, text: str) -> Any:
+    """Numbers as they are written, decimals exactly."""
+    if text.endswith(".json"):
+        try:
+            text = Path(text).expanduser().read_text()
+        except OSError as error:
+            raise InputError(f"{option} {text}: cannot be read ({error})") from error
+    try:
+        return json_.loads(text, parse_float=str)
+    except json_.JSONDecodeError as error:
+        raise InputError(f"{option}: not JSON ({error}); weight matrices look like [[[1, 2]], [[3]]]") from error
+
+
+def _exactly(text: str) -> str:
+    try:
+        Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        raise InputError(f"--learning-rate {text!r}: a number, or a fraction such as 1/24") from None
+    return text
