@@ -14,7 +14,18 @@ EXAMPLE = ("--student", "[[[1]], [[1]]]", "--teacher", "[[4]]", "--learning-rate
 def test_the_example_to_every_file(run, tmp_path):
     page, figure, out, store = (tmp_path / name for name in ("p.html", "p.svg", "p.json", "p.zarr"))
     code, said, err = run(
-        *NETWORKS, *EXAMPLE, "--batch-sizes", "2,16", "--report", page, "--figure", figure, "--json", out, "--save", store
+        *NETWORKS,
+        *EXAMPLE,
+        "--batch-sizes",
+        "2,16",
+        "--report",
+        page,
+        "--figure",
+        figure,
+        "--json",
+        out,
+        "--save",
+        store,
     )
     assert code == 0, err
     assert "1240397/65536" in said and "falls with every larger batch" in said and "Too low: Theorem 3.4." in said

@@ -54,9 +54,7 @@ def test_a_law_that_holds_everywhere_has_no_band():
 
 def test_sentences_say_where_it_rises():
     points = Points([["0"], ["2"]])
-    rising = tabulate(
-        gradient_variance_polynomial([[[1]], [[2]]], [[1]], "1/2", step=1, layer=0, inputs=points), SIZES
-    )
+    rising = tabulate(gradient_variance_polynomial([[[1]], [[2]]], [[1]], "1/2", step=1, layer=0, inputs=points), SIZES)
     said = show.polynomial_sentences(rising)
     assert said[0] == "The gradient variance falls with the batch size from b = 1.58 on, and rises somewhere below."
     assert "Too low" in said[-1]

@@ -187,7 +187,7 @@ class _Records:
     def _keep(self, recorder: Recorder, place: int, found: Any, alive: Tensor) -> None:
         if recorder.per == "block":
             for part, value in found.items():
-                self.content[f"block_{recorder.name}{suffix(part)}"][place] = float(value)
+                self.content[f"block_{recorder.name}{suffix(part)}"][place] = value.cpu().numpy()
             return
         if self.plan.raw:
             self.content[recorder.name][:, place] = found.detach().cpu().numpy()

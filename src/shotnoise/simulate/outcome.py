@@ -106,7 +106,8 @@ def _summarised(pieces: xr.Dataset) -> Iterator[str]:
 def _pooled_statistic(pieces: xr.Dataset, name: str) -> dict[str, Any]:
     parts = {part: _blocks_last(pieces[f"{BLOCK}{name}{part}"]) for part in ("", "_stderr", "_top_share")}
     dims = tuple(d for d in pieces[BLOCK + name].dims if d != "block")
-    count = np.maximum(_blocks_last(pieces[ALIVE]), 0)
+    alive = pieces[ALIVE].broadcast_like(pieces[BLOCK + name]).transpose(*dims, "block")
+    count = np.maximum(_blocks_last(alive), 0)
     value, stderr = pooled_variance(parts[""], parts["_stderr"], count)
     with np.errstate(invalid="ignore", divide="ignore"):
         carried = np.where(np.isfinite(parts[""]), (count - 1) * parts[""], 0)

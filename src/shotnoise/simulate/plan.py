@@ -162,7 +162,7 @@ class Plan:
             own[recorder.step_dimension] = recorder.steps
         names = recorder.shape or {f"{recorder.name}_{k}": 0 for k in range(len(self.shapes[recorder.name]))}
         for name, size in zip(names, self.shapes[recorder.name], strict=True):
-            own[name] = list(range(size))
+            own[name] = list(self.problem.layers) if name == "layer" else list(range(size))
         return (recorder.step_dimension, *names), own
 
     def _fields(self, recorder: Recorder, dims: tuple[str, ...]) -> dict[str, Field]:
@@ -327,7 +327,8 @@ def _block(problem: Problem, runs: int, batch_size: int, block: int | None, memo
 def _shape(recorder: Recorder, engine: Engine, problem: Problem) -> tuple[int, ...]:
     """The shape of one run's value; that of a user's function is found by a trial on two runs."""
     if recorder.shape is not None:
-        return tuple(problem.parameter_count if size < 0 else size for size in recorder.shape.values())
+        all_of = {"parameter": problem.parameter_count, "layer": len(problem.layers)}
+        return tuple(all_of[name] if size < 0 else size for name, size in recorder.shape.items())
     if recorder.per == "block" or recorder is recording.NAMED.get(recorder.name):
         return ()
     start = initial_weights.weights("fixed", problem, 2, list)

@@ -29,6 +29,7 @@ TAKEN = {
     "optimizer",
     "quantile",
     "sketch",
+    "layer",
 }
 
 
@@ -36,8 +37,8 @@ TAKEN = {
 class Recorder:
     """One quantity along the training.
 
-    observe: State -> (R, *shape) for one value per run; for a block statistic a dict of scalars by suffix.
-    shape: further axes of a value, by name. steps: at which steps, by default all recorded ones; a recorder with
+    observe: State -> (R, *shape) for one value per run; for a block statistic a dict of tensors (*shape) by suffix.
+    shape: further axes of a value, by name; -1 for as many as there are (of `parameter` and `layer`). steps: at which steps, by default all recorded ones; a recorder with
     steps of its own has an axis `<name>_step` instead of `step`.
     """
 
@@ -119,6 +120,19 @@ def _norms(vectors: Tensor) -> Tensor:
     return torch.linalg.vector_norm(vectors, dim=1)
 
 
+def _by_layer(state: State, vectors: Tensor) -> dict[str, Tensor]:
+    """The variance of each layer's part of vectors (R, P)."""
+    problem, places, start = state.engine.problem, {}, 0
+    for name, p in problem.parameters.items():
+        places[name] = torch.arange(start, start + p.numel(), device=vectors.device)
+        start += p.numel()
+    rows = [
+        trace_variance(vectors[:, torch.cat([places[name] for name in names])], state.alive)
+        for names in problem.layers.values()
+    ]
+    return {part: torch.stack([row[part].cpu() for row in rows]) for part in rows[0]}
+
+
 NAMED: dict[str, Recorder] = {
     r.name: r
     for r in (
@@ -135,6 +149,19 @@ NAMED: dict[str, Recorder] = {
             "full_gradient_variance",
             lambda s: trace_variance(s.full_gradients, s.alive),
             per="block",
+            needs_full_gradient=True,
+        ),
+        Recorder(
+            "layer_gradient_variance",
+            lambda s: _by_layer(s, s.gradients),
+            per="block",
+            shape={"layer": -1},
+        ),
+        Recorder(
+            "layer_full_gradient_variance",
+            lambda s: _by_layer(s, s.full_gradients),
+            per="block",
+            shape={"layer": -1},
             needs_full_gradient=True,
         ),
     )
