@@ -76,6 +76,26 @@ def strength_of_noise(
         raise typer.Exit(1)
 
 
+@reproduce.command("teacher-student")
+def teacher_student(
+    preset: Annotated[str, typer.Option(help="quick, or paper (1,000 runs of 1,000 steps).")] = "quick",
+    out: Annotated[Path, typer.Option(help="Folder for figures, page, numbers and the runs.")] = Path(
+        "reproduce/teacher-student"
+    ),
+    seed: Annotated[int, typer.Option(help="Of weights and batches.")] = 0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default one per core.")] = None,
+) -> None:
+    """Fig. 3 of the variance paper (Fig. 1 of its successor): a linear student network on fresh Gaussian inputs."""
+    _folder(out)
+    try:
+        with warnings_as_lines(), ensemble_progress(ERR) as progress:
+            found = recipes.teacher_student(out, preset=preset, seed=seed, workers=workers, progress=progress)
+    except KeyboardInterrupt:
+        tell(ERR, f"interrupted: finished runs are kept in {out}; the same command continues", "bold red")
+        raise typer.Exit(130) from None
+    _deliver(found, out)
+
+
 def _deliver(found: Reproduction, out: Path) -> None:
     _show(found, out)
     if not found.holds:

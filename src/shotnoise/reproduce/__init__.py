@@ -4,5 +4,6 @@ from shotnoise.reproduce.graduate_admission import graduate_admission
 from shotnoise.reproduce.reproduction import Reproduction
 from shotnoise.reproduce.strength_of_noise import FIGURES as STRENGTH_OF_NOISE
 from shotnoise.reproduce.strength_of_noise import strength_of_noise
+from shotnoise.reproduce.teacher_student import teacher_student
 
-__all__ = ["STRENGTH_OF_NOISE", "Reproduction", "graduate_admission", "strength_of_noise"]
+__all__ = ["STRENGTH_OF_NOISE", "Reproduction", "graduate_admission", "strength_of_noise", "teacher_student"]

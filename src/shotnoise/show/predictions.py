@@ -19,12 +19,17 @@ VARIANCES = ("gradient_variance", "full_gradient_variance")
 
 @house_style()
 def prediction(
-    predicted: xr.Dataset, simulated: xr.Dataset | None = None, variables: Sequence[str] = VARIANCES
+    predicted: xr.Dataset,
+    simulated: xr.Dataset | None = None,
+    variables: Sequence[str] = VARIANCES,
+    *,
+    lines: str = "exact",
 ) -> Figure:
     """One panel per variable against the step, one colour per batch size: predicted as lines, simulated as marks.
 
     predicted: what `predict.regression` returned. simulated: a summary of `simulate` on some of the same steps and
-    batch sizes, drawn with bars of 1.96 standard errors. A value of exactly 0 has no place on the logarithmic axis; a
+    batch sizes, drawn with bars of 1.96 standard errors. lines: what the legend calls the prediction.
+    A value of exactly 0 has no place on the logarithmic axis; a
     note says so. Raises InputError where a variable is missing.
     """
     missing = [name for name in variables if name not in predicted or "step" not in predicted[name].dims]
@@ -54,7 +59,7 @@ def prediction(
     handles = [Line2D([], [], color=look.colour) for look in looks(len(sizes))]
     labels = [f"$b$ = {b:,}" for b in sizes]
     if simulated is not None:
-        _explain(handles, labels)
+        _explain(handles, labels, lines)
     legend(figure, handles, labels)
     return figure
 
@@ -131,9 +136,9 @@ def _marks(axes: Axes, here: xr.Dataset, name: str, look: Look, along: str = "st
     bars.lines[0].set_gid(f"simulated {name}")
 
 
-def _explain(handles: list[Line2D], labels: list[str]) -> None:
+def _explain(handles: list[Line2D], labels: list[str], lines: str = "exact") -> None:
     handles += [Line2D([], [], color=BLACK), Line2D([], [], color=BLACK, marker="o", ms=4, mfc="white", ls="")]
-    labels += ["exact", "simulated,\n95 % intervals"]
+    labels += [lines, "simulated,\n95 % intervals"]
 
 
 def _ticks(sizes: np.ndarray) -> list[int]:
