@@ -18,6 +18,7 @@ from shotnoise.evaluation import Evaluation, gradient, quiet
 from shotnoise.named import Named, Sum, add, dot
 from shotnoise.per_sample import examination, finite, trust
 from shotnoise.per_sample.chunk import Chunk, evaluate
+from shotnoise.per_sample.elementary import ElementaryNorms
 from shotnoise.per_sample.explicit import elementary_kernels
 from shotnoise.samples import Batch, hash_tensors
 from shotnoise.samples import resolve as resolve_samples
@@ -176,7 +177,8 @@ class Problem:
             evaluation = self._evaluation()
             wanted = [self._require_vector(vector) for vector in vectors]
             for chunk in self.chunks(indices, size):
-                losses = evaluation.losses(*self._batch(evaluation, chunk))
+                with ElementaryNorms():
+                    losses = evaluation.losses(*self._batch(evaluation, chunk))
                 finite.require_losses(losses, chunk)
                 slope = gradient(losses.sum(), evaluation.leaves, create_graph=True)
                 for k, (vector, (total, curved)) in enumerate(zip(wanted, totals, strict=True)):

@@ -111,12 +111,12 @@ class Probes:
                 self.bent = third / 2
                 if self.shift.any():
                     self.bent = self.bent + path.products(self.shift)
-            rise = self.shift.double() @ path.gradient.double() + (self.delta * self.products).double().sum(1) / 2
-            draws["loss"] = rise.cpu().numpy()
+            rise = self.shift @ path.gradient + (self.delta * self.products).sum(1) / 2
+            draws["loss"] = rise.double().cpu().numpy()
         elif moved:
             self.products = path.products(self.delta)
-        draws["full_gradient_variance"] = path.by_layer(self.products.double().square())
-        draws["loss_variance"] = (self.delta.double() @ path.gradient.double()).square().cpu().numpy()
+        draws["full_gradient_variance"] = path.squares(self.products)
+        draws["loss_variance"] = (self.delta @ path.gradient).double().square().cpu().numpy()
         found: Row = {}
         for name, values in draws.items():
             found[name], found[f"{name}_stderr"] = estimated(values)

@@ -51,6 +51,16 @@ class Path:
         sums.index_add_(flat.dim() - 1, torch.from_numpy(self.layers), flat)
         return torch.cat([sums, sums.sum(-1, keepdim=True)], -1).numpy()
 
+    def squares(self, vectors: Tensor) -> Array:
+        """||v||^2 by layer, and of all, for the rows of vectors (k, p), (k, layers + 1)."""
+        ends = np.flatnonzero(np.diff(self.layers, append=-1)) + 1
+        by_layer = np.zeros((len(vectors), int(self.layers.max()) + 2))
+        for start, stop in zip([0, *ends[:-1]], ends, strict=True):
+            norms = torch.linalg.vector_norm(vectors[:, start:stop], dim=1, dtype=torch.float64)
+            by_layer[:, self.layers[start]] += norms.square().cpu().numpy()
+        by_layer[:, -1] = by_layer.sum(1)
+        return by_layer
+
     def products(self, vectors: Tensor) -> Tensor:
         """H v for the rows of vectors (k, p)."""
         found = self.problem.hessian_vector_products([self.problem.unflatten(v) for v in vectors])

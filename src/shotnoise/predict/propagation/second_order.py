@@ -25,6 +25,7 @@ from torch import Tensor
 
 from shotnoise.errors import InputError
 from shotnoise.evaluation import Evaluation, quiet
+from shotnoise.per_sample.elementary import ElementaryNorms
 from shotnoise.per_sample.explicit import elementary_kernels
 from shotnoise.predict.propagation.path import Path, Row
 from shotnoise.problem import Problem
@@ -143,7 +144,7 @@ class _Derivatives:
             return torch.sum(P * own(w, x, y))
 
         try:
-            with quiet(), elementary_kernels(), torch.no_grad():
+            with quiet(), elementary_kernels(), ElementaryNorms(), torch.no_grad():
                 return cls(
                     H=hessian(w).cpu() + problem.l2 * torch.eye(len(w), dtype=torch.float64),
                     T=jacobian(hessian)(w).cpu(),
