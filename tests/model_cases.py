@@ -256,6 +256,8 @@ CASES = [
     Case("batch-norm-3d", lambda: then_flat(nn.BatchNorm3d(2), nn.Tanh(), features=72).eval(), SMALL),
     Case("instance-norm", lambda: then_flat(nn.InstanceNorm2d(4, affine=True), nn.Tanh(), features=120), IMAGE,
          written_out=("0.*",)),
+    Case("instance-norm-inside", lambda: then_flat(nn.Conv2d(4, 4, 1), nn.InstanceNorm2d(4, affine=True), nn.Tanh(),
+                                                   features=120), IMAGE, written_out=("1.*",)),
     Case("transposed-convolution", lambda: then_flat(nn.ConvTranspose2d(4, 2, 2), features=84), IMAGE,
          written_out=("0.*",)),
     Case("scalar-parameter", lambda: Calls(lambda self, x: self.scale * self.head(x) + self.shift, head=nn.Linear(3, 3),

@@ -1,5 +1,7 @@
 """Loss, gradient and Hessian-vector products against plain PyTorch, and every input that cannot be measured."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -111,6 +113,43 @@ class TestAgainstPlainTorch:
         found = torch.stack([problem.flatten(problem.hessian_vector_product(column)) for column in columns])
         assert agrees(found, expected[some], float(expected.abs().max()))
 
+    FUSED = ("transformer-block", "norm-called-twice", "weight-norm", "instance-norm-inside")
+
+    @pytest.mark.parametrize("name", ["mlp", "packed-attention", "embedding-tied-head", "gru", "group-norm", *FUSED])
+    def test_third_derivatives(self, name, monkeypatch):
+        """H v against central differences of the gradient, D^3 L [v, v] against those of H v; in chunks too."""
+        made = BY_NAME[name].make("cross_entropy")
+        problem = Problem(*made, l2=0.3)
+        flatten, unflatten = problem.flatten, problem.unflatten
+        generator = torch.Generator().manual_seed(0)
+        v, w = (torch.randn(problem.parameter_count, generator=generator).double() / 10 for _ in range(2))
+
+        def differs(asked, found):
+            moved, step = [], 1e-4
+            for sign in (1, -1):
+                there = problem.replica()
+                for at, d in zip(there.parameters.values(), unflatten(v).values(), strict=True):
+                    at.data.add_(d, alpha=sign * step)
+                moved.append(flatten(asked(there)))
+            difference = (moved[0] - moved[1]) / (2 * step)
+            return float((found - difference).abs().max() / difference.abs().max())
+
+        def product(problem, vector=v):
+            return problem.hessian_vector_product(unflatten(vector))
+
+        (moved, third), (other, _) = problem.third_derivatives([unflatten(v), unflatten(w)])
+        assert agrees(flatten(moved), flatten(product(problem))) and agrees(
+            flatten(other), flatten(product(problem, w))
+        )
+        assert differs(Problem.gradient, flatten(moved)) < 1e-5
+        assert differs(product, flatten(third)) < 1e-5 < differs(product, 2 * flatten(third))
+        monkeypatch.setattr(type(problem), "chunk_size", 2)
+        assert agrees(flatten(problem.third_derivatives([unflatten(v)])[0][1]), flatten(third))
+        if name in self.FUSED:  # torch's own third derivative is another
+            monkeypatch.setattr("shotnoise.problem.ElementaryNorms", nullcontext)
+            ((_, fused),) = problem.third_derivatives([unflatten(v)])
+            assert float((flatten(fused) - flatten(third)).abs().max()) > 0.01 * float(flatten(third).abs().max())
+
     def test_hessian_in_chunks_and_of_a_linear_loss(self, monkeypatch):
         made = BY_NAME["mlp"].make("mse")
         problem, small = Problem(*made), Problem(*made)
@@ -122,6 +161,9 @@ class TestAgainstPlainTorch:
         flat = Problem(linear(), lambda out, y: out.sum(1), X, Y)
         v = {name: torch.ones_like(p) for name, p in flat.parameters.items()}
         assert not any(g.any() for g in flat.hessian_vector_product(v).values())
+        assert not any(g.any() for pair in flat.third_derivatives([v, v]) for part in pair for g in part.values())
+        line = Problem(linear(), "mse", X, Y)  # a quadratic loss
+        assert not any(g.any() for _, third in line.third_derivatives([v, v]) for g in third.values())
 
 
 class TestWhatItSaysOfItself:
@@ -237,6 +279,7 @@ ASKED = {
     "gradient": Problem.gradient,
     "per_sample_gradients": Problem.per_sample_gradients,
     "hessian_vector_product": lambda problem: problem.hessian_vector_product(problem.parameters),
+    "third_derivatives": lambda problem: problem.third_derivatives([problem.parameters]),
 }
 
 
@@ -375,7 +418,9 @@ class TestNotFinite:
         if asked is Problem.loss:
             assert torch.tensor(asked(problem)).isfinite()
             return
-        unknown = asked is ASKED["hessian_vector_product"] and sample == 5  # a product has no samples to look at
+        unknown = (
+            asked in (ASKED["hessian_vector_product"], ASKED["third_derivatives"]) and sample == 5
+        )  # a product has no samples to look at
         with pytest.raises(NonFiniteError, match=r"in layer '0\.a' is" if unknown else self.blamed(sample, "0.a")):
             asked(problem)
 

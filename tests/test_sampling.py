@@ -54,6 +54,22 @@ def test_factor_is_the_variance_over_all_batches(n):
         assert b == 1 or subsets != tuples, "the two schemes must not pass for each other"
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
+def test_third_moments_over_all_batches(n):
+    values = VALUES[:n]
+    mean = sum(values) / n
+    single = sum((v - mean) ** 3 for v in values) / n
+    for b in range(1, n + 1):
+        for scheme, batches in (
+            (WithReplacement(), list(product(values, repeat=b))),
+            (WithoutReplacement(), list(combinations(values, b))),
+        ):
+            third = sum((sum(batch) / Fraction(b) - mean) ** 3 for batch in batches) / len(batches)
+            factor = Fraction(scheme.third_moment_factor(b, n)).limit_denominator(1000)
+            assert factor * single == third
+    assert Online().third_moment_factor(3, None) == WithoutReplacement().third_moment_factor(3, None) == 1 / 9
+
+
 @pytest.mark.parametrize("scheme", [ReshuffledEpochs(), CyclicEpochs()], ids=str)
 @pytest.mark.parametrize(("n", "b"), [(4, 1), (4, 2), (5, 2), (5, 3), (4, 4)])
 def test_every_position_of_an_epoch_has_the_factor_of_a_subset(scheme, n, b):

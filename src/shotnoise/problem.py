@@ -18,6 +18,7 @@ from shotnoise.evaluation import Evaluation, gradient, quiet
 from shotnoise.named import Named, Sum, add, dot
 from shotnoise.per_sample import examination, finite, trust
 from shotnoise.per_sample.chunk import Chunk, evaluate
+from shotnoise.per_sample.elementary import ElementaryNorms
 from shotnoise.per_sample.explicit import elementary_kernels
 from shotnoise.samples import Batch, hash_tensors
 from shotnoise.samples import resolve as resolve_samples
@@ -159,23 +160,40 @@ class Problem:
         self, vectors: Sequence[Mapping[str, Tensor]], indices: Tensor | None = None
     ) -> list[Named]:
         """H v for several vectors, which share the forward pass and the first backward pass over each chunk."""
-        size, totals = self.chunk_size, [Sum() for _ in vectors]
-        count = self.n if indices is None else len(indices)
+        return [product for product, _ in self._along(vectors, indices, further=False)]
+
+    def third_derivatives(
+        self, vectors: Sequence[Mapping[str, Tensor]], indices: Tensor | None = None
+    ) -> list[tuple[Named, Named]]:
+        """For each v: H v and D^3 L [v, v], the gradient of v^T H v at fixed v, from a third backward pass."""
+        return self._along(vectors, indices, further=True)
+
+    def _along(
+        self, vectors: Sequence[Mapping[str, Tensor]], indices: Tensor | None, further: bool
+    ) -> list[tuple[Named, Named]]:
+        size, count = self.chunk_size, self.n if indices is None else len(indices)
+        totals = [(Sum(), Sum()) for _ in vectors]
         with quiet(), elementary_kernels():
             evaluation = self._evaluation()
             wanted = [self._require_vector(vector) for vector in vectors]
             for chunk in self.chunks(indices, size):
-                losses = evaluation.losses(*self._batch(evaluation, chunk))
+                with ElementaryNorms():
+                    losses = evaluation.losses(*self._batch(evaluation, chunk))
                 finite.require_losses(losses, chunk)
                 slope = gradient(losses.sum(), evaluation.leaves, create_graph=True)
-                for k, (vector, total) in enumerate(zip(wanted, totals, strict=True)):
-                    total.add(gradient(dot(slope, vector), evaluation.leaves, retain_graph=k + 1 < len(wanted)))
-        products = [total.over(count) for total in totals]
-        for product in products:
+                for k, (vector, (total, curved)) in enumerate(zip(wanted, totals, strict=True)):
+                    kept = k + 1 < len(wanted)
+                    product = gradient(dot(slope, vector), evaluation.leaves, further, kept or further)
+                    total.add({name: part.detach() for name, part in product.items()})
+                    if further:
+                        curved.add(gradient(dot(product, vector), evaluation.leaves, retain_graph=kept))
+        found = [(total.over(count), curved.over(count)) for total, curved in totals]
+        for product, third in found:
             finite.require_sums(product, "Hessian-vector product")
+            finite.require_sums(third, "third derivative")
         return [
-            {name: g + self.l2 * vector[name] for name, g in product.items()}
-            for product, vector in zip(products, wanted, strict=True)
+            ({name: g + self.l2 * vector[name] for name, g in product.items()}, third)
+            for (product, third), vector in zip(found, wanted, strict=True)
         ]
 
     def replica(self) -> "Problem":

@@ -120,8 +120,12 @@ GLOSSARY: dict[str, tuple[str, str]] = {
     "noise_slope": ("M_V in var <= M + M_V ||grad L||^2", ""),
     "full_gradient_variance_leading": ("variance of the full gradient in units of kappa, to first order", ""),
     "loss_variance_leading": ("variance of the loss in units of kappa, to first order", ""),
+    "gradient_variance_second": ("gradient variance, coefficient of kappa^2", ""),
+    "full_gradient_variance_second": ("variance of the full gradient, coefficient of kappa^2", ""),
+    "gradient_variance_skewness": ("gradient variance, coefficient of the factor for third moments", ""),
+    "full_gradient_variance_skewness": ("variance of the full gradient, coefficient of that for third moments", ""),
+    "loss_leading": ("mean training loss above gradient descent's in units of kappa, to first order", ""),
     "gradient_descent_loss": ("training loss along gradient descent", ""),
-    "next_order": ("change of the noise over the fluctuation of the weights, relative", ""),
     "batch_coefficient": ("coefficient of a power of 1/b", ""),
     "one_over_b_law": ("first coefficient over the batch size", ""),
     "batch_exponent": ("exponent of the fall with the batch size", ""),
@@ -130,6 +134,7 @@ GLOSSARY: dict[str, tuple[str, str]] = {
     "surrogate_gap_bound": ("what that distance can be at most", ""),
     "activation_error": ("largest error of the polynomial for the activation", ""),
     "slope_error": ("largest error of the polynomial for the activation's derivative", ""),
+    "next_order": ("next order of small noise relative to the first", ""),
     "overflow_step": ("step from which second moments overflow (-1: never)", "steps"),
 }
 

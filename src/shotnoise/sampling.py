@@ -40,6 +40,15 @@ class Sampling:
         """
         raise NotImplementedError
 
+    def third_moment_factor(self, batch_size: int, n: int | None) -> float:
+        """The third central moment of a batch mean in units of that of one sample, at weights fixed beforehand.
+
+        1/b^2 with replacement or from an unlimited population, (n - b) (n - 2 b) / (b^2 (n - 1) (n - 2)) without
+        replacement: negative from b > n/2 on, where what a batch leaves out is the smaller half.
+        """
+        self.check(batch_size, n)
+        return 1 / batch_size**2
+
     def batches(self, batch_size: int, n: int, rng: np.random.Generator) -> Iterator[Indices]:
         """Endless batches of sample indices, each an int64 array of shape (batch_size,).
 
@@ -112,6 +121,13 @@ class _Subset(Sampling):
         if n is None:
             return 1 / batch_size
         return (n - batch_size) / (batch_size * (n - 1)) if n > 1 else 0.0
+
+    def third_moment_factor(self, batch_size: int, n: int | None) -> float:
+        if n is None:
+            return super().third_moment_factor(batch_size, n)
+        if n < 3:  # two values lie symmetrically about their mean
+            return 0.0
+        return self.variance_factor(batch_size, n) * (n - 2 * batch_size) / (batch_size * (n - 2))
 
     def check(self, batch_size: int, n: int | None) -> None:
         super().check(batch_size, n)

@@ -48,7 +48,7 @@ def test_linear_regression_is_exact(regression):
 def test_the_next_order_tells_where_the_law_ends(regression, monkeypatch):
     """In linear regression the noise is quadratic in the weights, so the change of its trace is tr N of the covariance."""
     x, y, w0, problem = regression
-    monkeypatch.setattr(sys.modules["shotnoise.predict.propagation"], "LOOKS", 400)
+    monkeypatch.setattr(sys.modules["shotnoise.predict.propagation.validity"], "LOOKS", 400)
     law = sn.predict.propagation(problem, w0, 0.2, 20, [1, 4, 64, 1024])
     exact = sn.predict.regression(x, y, w0, 0.2, [1, 4, 64, 1024], 20, l2=0.1, sampling=WITH)
     assert (np.diff(law["next_order"]) < 0).all() and law["next_order"][0] > 0.1 > law["next_order"][2]
