@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from shotnoise.measure.moments import of_all
 from shotnoise.predict.propagation.first_order import Spread
 from shotnoise.predict.propagation.path import Array, Path, place
 
@@ -12,7 +11,11 @@ SMALL = 0.1  # next order up to which the law counts as valid
 
 def noise_change(path: Path, spread: Spread, kappas: Array, seed: int) -> tuple[Array, Array]:
     """The relative change of tr Sigma over w +- sqrt(kappa) delta, by kappa, and its standard error over delta."""
-    here, noise = path.weights, float(of_all(path.problem).noise_trace[-1])
+
+    def noise_here() -> float:
+        return float(path.noise(np.random.default_rng([seed, 2]))[0][-1])  # everywhere from the same samples
+
+    here, noise = path.weights, noise_here()
     deviations = spread.deviations(LOOKS, np.random.default_rng([seed, 1])).to(here)
     if not noise > 0:
         return np.zeros_like(kappas), np.zeros_like(kappas)
@@ -22,7 +25,7 @@ def noise_change(path: Path, spread: Spread, kappas: Array, seed: int) -> tuple[
             pair = 0.0
             for sign in (1.0, -1.0):
                 place(path.problem, here + sign * float(np.sqrt(kappa)) * delta)
-                pair += float(of_all(path.problem).noise_trace[-1]) / 2
+                pair += noise_here() / 2
             changes[i, j] = pair / noise - 1
     place(path.problem, here)
     return changes.mean(1), changes.std(1, ddof=1) / np.sqrt(changes.shape[1])
