@@ -25,7 +25,7 @@ from shotnoise.predict.propagation.amplitudes import Amplitudes
 from shotnoise.predict.propagation.first_order import Covariance, Probes
 from shotnoise.predict.propagation.path import Array, Path, Row
 from shotnoise.predict.propagation.second_order import SecondOrder
-from shotnoise.predict.propagation.validity import noise_change, valid_from
+from shotnoise.predict.propagation.validity import displaced, valid_from
 from shotnoise.problem import Problem
 from shotnoise.sampling import CyclicEpochs, ReshuffledEpochs, Sampling, WithReplacement
 
@@ -69,9 +69,10 @@ def propagation(
     out are of order 1/b^3 whatever b / n; those left out by order=1 are then of order kappa / n too, not kappa^2.
 
     `next_order` (batch_size): the next order relative to the first at the last step, with its standard error. With
-    order=2 it is that of the gradient's variance; with order=1, by how much the trace of the noise differs, on average
-    over the weights' fluctuation that this law predicts, from that on the path, which is part of it. The attribute
-    `valid_from` is the smallest batch size given from which on it is within 10 %, and 0 where there is none.
+    order=2 it is that of the gradient's variance. With order=1 it is only the part that is made at the last step, from
+    noise and gradient at pairs of weights displaced as this law predicts; what has gathered before is not in it, so
+    where it matters ask for order=2. The attribute `valid_from` is the smallest batch size given from which on it is
+    within 10 %, and 0 where there is none.
 
     Cost per step: a pass for the noise and, with probes, as many Hessian-vector products, which share their first
     passes; without, as many as there are parameters. The second order of p weights costs p^2 backward passes and p^4
@@ -124,7 +125,8 @@ def propagation(
     if order == 2:
         change, error = _ratio(found, factors)
     else:
-        change, error = noise_change(path, spread, factors["leading"], seed)
+        leading = float(found["gradient_variance_leading"][-1, -1])
+        change, error = displaced(path, spread, factors["leading"], leading, seed)
     variables |= {"next_order": ("batch_size", change), "next_order_stderr": ("batch_size", error)}
     sizes = np.asarray(batch_sizes, np.int64)
     attributes = {
