@@ -112,8 +112,33 @@ def test_the_module_is_left_alone_and_single_precision_works():
     np.testing.assert_allclose(law["gradient_descent_loss"][0], problem.loss(), rtol=1e-6)
 
 
+def test_nothing_random():
+    """One sample, no step, or batches that are the whole data: the variances vanish, and so does the next order."""
+    problem = small_problem(samples=1)
+    for probes in (None, 8):
+        law = sn.predict.propagation(problem, None, 0.1, 2, [3], probes, order=2, expected_loss=True)
+        np.testing.assert_allclose(law["gradient_variance"], 0, atol=1e-12)
+        np.testing.assert_allclose(law["loss"][0], law["gradient_descent_loss"], atol=1e-12)
+    problem = small_problem()
+    for order in (1, 2):
+        law = sn.predict.propagation(problem, None, 0.1, 0, [8], sampling=WITHOUT, order=order)
+        assert not law["gradient_variance"].any() and not law["next_order"].any() and law.attrs["valid_from"] == 8
+
+
+class Branching(torch.nn.Linear):
+    def forward(self, x):
+        return super().forward(x) if float(x.sum()) > 0 else -super().forward(x)
+
+
 def test_refusals():
     problem = tanh_problem()
+    with pytest.raises(sn.InputError, match="order=3: 1 for the leading term, 2 for the next one too"):
+        sn.predict.propagation(problem, None, 0.1, 2, [2], order=3)
+    x, y = torch.rand(4, 1, dtype=torch.float64), torch.zeros(4, 1, dtype=torch.float64)
+    branching = sn.Problem(Branching(1, 1, dtype=torch.float64), "mse", x, y)
+    with pytest.raises(sn.InputError, match="give a number of probes, which need first derivatives only"):
+        sn.predict.propagation(branching, None, 0.1, 2, [2], order=2)
+    assert np.isfinite(sn.predict.propagation(branching, None, 0.1, 2, [2], 8, order=2)["gradient_variance"]).all()
     with pytest.raises(sn.InputError, match="w0: 26 finite numbers are needed"):
         sn.predict.propagation(problem, [1.0], 0.1, 2, [2])
     with pytest.raises(sn.InputError, match="probes=2: at least 8"):
