@@ -104,8 +104,8 @@ def propagation(
     count = PROBES if probes is None else probes
     spread = Covariance.start(problem, expected_loss) if dense else Probes.start(problem, count, seed, expected_loss)
     followed: list[Any] = [spread]
+    exact = probes is None and p <= DENSE_SECOND
     if order == 2:
-        exact = probes is None and p <= DENSE_SECOND
         followed.append(SecondOrder.start(problem) if exact else Amplitudes.start(path, count, seed))
     rows = []
     for t in range(len(rates) + 1):
@@ -128,18 +128,20 @@ def propagation(
         leading = float(found["gradient_variance_leading"][-1, -1])
         change, error = displaced(path, spread, factors["leading"], leading, seed)
     variables |= {"next_order": ("batch_size", change), "next_order_stderr": ("batch_size", error)}
-    sizes = np.asarray(batch_sizes, np.int64)
+    sizes, probed = np.asarray(batch_sizes, np.int64), not dense or (order == 2 and not exact)
     attributes = {
         "theory": f"{'first' if order == 1 else 'second'} order in the noise along the gradient-descent path",
         "sampling": str(sampling),
         "n_samples": problem.n,
         "parameters": p,
         "l2": problem.l2,
-        "probes": 0 if dense else count,
+        "probes": count if probed else 0,
         "order": order,
         "seed": seed,
         "valid_from": valid_from(sizes, change, error),
     }
+    if probed:
+        attributes["draws"] = count  # what standard errors rest on
     coordinates = {
         "batch_size": sizes,
         "kappa": ("batch_size", factors["leading"]),
