@@ -5,7 +5,7 @@ import sys
 import pytest
 
 import shotnoise as sn
-import shotnoise.reproduce.teacher_student  # noqa: F401  (the package shows the function under this name)
+import shotnoise.reproduce.teacher_student
 
 recipe = sys.modules["shotnoise.reproduce.teacher_student"]
 FILES = ["first_layer.svg", "second_layer.png", "exact_first.svg", "counterexample.svg", "report.html", "law.zip"]

@@ -92,14 +92,17 @@ class Path:
             return self._centred(self.problem, torch.as_tensor(rng.integers(self.problem.n, size=count)))
         return self._centred(self._fresh(rng, count), None)
 
-    def noise(self, rng: np.random.Generator) -> tuple[Array, Array | None]:
-        """tr Sigma by layer, and of all; with its standard error where it is estimated from fresh samples."""
+    def noise(self, rng: np.random.Generator, gradient: Tensor) -> tuple[Array, Array | None]:
+        """tr Sigma by layer, and of all; with its standard error where it is estimated from fresh samples.
+
+        gradient (p,): the full one at the weights that the problem has.
+        """
         if self.population is None:
             return of_all(self.problem).noise_trace, None
         norms = per_sample_norms(self._fresh(rng, NOISE_SAMPLES))
         by_layer = torch.stack([norms[layer].double().cpu() for layer in self.problem.layers], 1).numpy()
         mean, error = estimated(np.column_stack([by_layer, by_layer.sum(1)]))
-        return mean - self.squares(self.gradient[None])[0], error
+        return mean - self.squares(gradient[None])[0], error
 
     def _fresh(self, rng: np.random.Generator, count: int) -> Problem:
         assert self.population is not None

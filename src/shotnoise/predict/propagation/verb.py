@@ -25,7 +25,7 @@ from shotnoise.predict.propagation.amplitudes import Amplitudes
 from shotnoise.predict.propagation.first_order import Covariance, Probes
 from shotnoise.predict.propagation.path import Array, Path, Row
 from shotnoise.predict.propagation.second_order import SecondOrder
-from shotnoise.predict.propagation.validity import noise_change, valid_from
+from shotnoise.predict.propagation.validity import displaced, valid_from
 from shotnoise.problem import Problem
 from shotnoise.sampling import CyclicEpochs, Online, ReshuffledEpochs, Sampling, WithReplacement
 
@@ -71,9 +71,10 @@ def propagation(
     out are of order 1/b^3 whatever b / n; those left out by order=1 are then of order kappa / n too, not kappa^2.
 
     `next_order` (batch_size): the next order relative to the first at the last step, with its standard error. With
-    order=2 it is that of the gradient's variance; with order=1, by how much the trace of the noise differs, on average
-    over the weights' fluctuation that this law predicts, from that on the path, which is part of it. The attribute
-    `valid_from` is the smallest batch size given from which on it is within 10 %, and 0 where there is none.
+    order=2 it is that of the gradient's variance. With order=1 it is only the part that is made at the last step, from
+    noise and gradient at pairs of weights displaced as this law predicts; what has gathered before is not in it, so
+    where it matters ask for order=2. The attribute `valid_from` is the smallest batch size given from which on it is
+    within 10 %, and 0 where there is none.
 
     Cost per step: a pass for the noise and, with probes, as many Hessian-vector products, which share their first
     passes; without, as many as there are parameters. The second order of p weights costs p^2 backward passes and p^4
@@ -113,8 +114,8 @@ def propagation(
     count = PROBES if probes is None else probes
     spread = Covariance.start(inner, expected_loss) if dense else Probes.start(inner, count, seed, expected_loss)
     followed: list[Any] = [spread]
+    exact = probes is None and p <= DENSE_SECOND
     if order == 2:
-        exact = probes is None and p <= DENSE_SECOND
         followed.append(SecondOrder.start(inner) if exact else Amplitudes.start(path, count, seed))
     rows = []
     for t in range(len(rates) + 1):
@@ -134,20 +135,23 @@ def propagation(
     if order == 2:
         change, error = _ratio(found, factors)
     else:
-        change, error = noise_change(path, spread, factors["leading"], seed)
+        leading = float(found["gradient_variance_leading"][-1, -1])
+        change, error = displaced(path, spread, factors["leading"], leading, seed)
     variables |= {"next_order": ("batch_size", change), "next_order_stderr": ("batch_size", error)}
-    sizes = np.asarray(batch_sizes, np.int64)
+    sizes, probed = np.asarray(batch_sizes, np.int64), not dense or (order == 2 and not exact)
     attributes = {
         "theory": f"{'first' if order == 1 else 'second'} order in the noise along the gradient-descent path",
         "sampling": str(sampling),
         "n_samples": 0 if n is None else n,
         "parameters": p,
         "l2": inner.l2,
-        "probes": 0 if dense else count,
+        "probes": count if probed else 0,
         "order": order,
         "seed": seed,
         "valid_from": valid_from(sizes, change, error),
     }
+    if probed:
+        attributes["draws"] = count  # what standard errors rest on
     coordinates = {
         "batch_size": sizes,
         "kappa": ("batch_size", factors["leading"]),
@@ -159,7 +163,7 @@ def propagation(
 
 def _look(path: Path, followed: Sequence[Any], rng: np.random.Generator) -> Row:
     """Coefficients at this step, by quantity and term: those of gradients by layer, all of them together last."""
-    noise, noise_error = path.noise(rng)
+    noise, noise_error = path.noise(rng, path.gradient)
     row: Row = {"gradient_descent_loss": np.array(path.problem.loss())}
     for name, value in followed[0].look(path).items():
         quantity = name.removesuffix("_stderr")
