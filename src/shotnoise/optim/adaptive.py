@@ -29,13 +29,14 @@ class AdaptiveSGD(NoiseAware):
     none), sparse gradients, capturable, differentiable. Source: Li, Gu, Zhou, Chen, Banerjee, Theorem 3 (35).
 
     >>> model = torch.nn.Linear(2, 1)
+    >>> from shotnoise.optim import Observed
     >>> optimizer = AdaptiveSGD(model.parameters(), Observed(model), smoothness=4.0, warmup=1)
     >>> x = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
     >>> for step in range(100):
     ...     optimizer.zero_grad()
     ...     loss = (model(x[step % 4 :: 4]) - 1).square().mean()
     ...     loss.backward()
-    ...     optimizer.step()
+    ...     _ = optimizer.step()
     >>> bool(loss < 1e-3)
     True
     """

@@ -56,8 +56,8 @@ class Observed(Estimates):
         self._bound: set[int] = set()
         self._handles = [
             model.register_forward_pre_hook(self._enter, with_kwargs=True),
-            model.register_forward_hook(self._leave, always_call=True),
             *(m.register_forward_hook(self._record, with_kwargs=True) for m in model.modules() if has_rule(m)),
+            model.register_forward_hook(self._leave, always_call=True),  # last: the model may be a layer itself
         ]
 
     def bind(self, parameters: Sequence[Tensor], by_coordinate: bool) -> None:
