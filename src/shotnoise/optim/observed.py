@@ -147,8 +147,8 @@ class Observed(Estimates):
                 name = next(name for name, known in self.model.named_parameters() if known is p)
                 raise PerSampleGradientError(
                     f"the per-sample gradients of {name!r} do not add up to its gradient (norms {float(found):.3g} and "
-                    f"{float(expected):.3g}): it is used outside its layer, or .grad was changed after backward "
-                    f"(clipping, unscaling, a penalty){INSTEAD}"
+                    f"{float(expected):.3g}): it is used outside its layer, the layer's output is changed in place, or "
+                    f".grad was changed after backward (clipping, unscaling, a penalty){INSTEAD}"
                 )
         self._verified = shape
 
