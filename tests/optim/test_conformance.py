@@ -192,6 +192,21 @@ def test_shared_weights_dropout_embeddings_and_convolutions_are_read():
     assert sum(losses[-20:]) < 0.8 * sum(losses[:20])
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_gradient_that_is_rounding_alone_is_no_disagreement(seed):
+    """The bias of the keys cancels in the softmax: its gradient is the rounding of zero, each time another one."""
+    from shotnoise.reproduce.optimizer_tasks import Transformer
+
+    torch.manual_seed(seed)
+    model = Transformer()
+    optimizer = AdaptiveSGD(model.parameters(), Observed(model), 10.0, warmup=1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        F.cross_entropy(model(torch.randint(2000, (16, 48))), torch.randint(2, (16,))).backward()
+        optimizer.step()
+    assert float(model.key.bias.grad.norm()) < 1e-6 * float(model.query.weight.grad.norm())
+
+
 def test_lanczos_on_the_hessian_finds_the_largest_eigenvalue():
     model, (x, y) = classifier(), data()
     problem = sn.Problem(model, "cross_entropy", x, y)

@@ -58,9 +58,10 @@ def test_sparse_gradients(optimizer_type):
 
 
 @BOTH
-def test_a_gradient_that_is_not_finite_changes_nothing(optimizer_type):
+@pytest.mark.parametrize("every", [1, 5])
+def test_a_gradient_that_is_not_finite_changes_nothing(optimizer_type, every):
     model, (x, y) = classifier(), data()
-    optimizer = optimizer_type(model.parameters(), Observed(model), 3.0, warmup=1, every=1)
+    optimizer = optimizer_type(model.parameters(), Observed(model), 3.0, warmup=1, every=every)
     for batch in (x[:6], x[6:12], x[12:18] * float("nan")):
         optimizer.zero_grad()
         F.cross_entropy(model(batch), y[: len(batch)]).backward()

@@ -168,9 +168,9 @@ class NoiseAware(Optimizer):
 
     def _read(self, group: Group, parameters: list[Tensor], total: list[Tensor]) -> tuple[list[Any], list[Any]] | None:
         """The squares of the whole gradient and the variance of the data's, if this batch is one that is looked at."""
-        if isinstance(self.noise, Exact):
-            return None
-        if group["step"] % group["every"] and group["batches"] >= group["warmup"]:
+        skipped = group["step"] % group["every"] and group["batches"] >= group["warmup"]
+        if isinstance(self.noise, Exact) or skipped:
+            require_finite([_norm(total)])
             return None
         squares = self._squares(total)
         data = squares

@@ -194,7 +194,8 @@ def _run(
         model = task.build()
     optimizer = method.make(model, task, rate)
     batches = task.sampling.batches(task.batch_size, len(task.inputs), np.random.default_rng(streams[1]))
-    losses, spent, done = [], 0.0, 0
+    losses: list[float] = []
+    spent, done = 0.0, 0
     for stop in stops:
         start = time.process_time()
         try:
