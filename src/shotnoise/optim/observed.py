@@ -176,7 +176,7 @@ class Observed(Estimates):
 
 
 def _rounding(gradients: list[list[PerSample]], count: int) -> float:
-    """What a sum of all contributions may be off by: a gradient that cancels (a key's bias under softmax) is all of it."""
+    """What a sum of all contributions may be off by; a gradient that cancels (a key's bias) is nothing else."""
     squares = [g.squared_norms().sum() for parts in gradients for g in parts]
     total = float(torch.stack([s.double() for s in squares]).sum())
     return 10 * torch.finfo(squares[0].dtype).eps * (count * total) ** 0.5
