@@ -121,6 +121,20 @@ def test_options_of_groups_and_a_group_that_comes_later(optimizer_type):
         optimizer.add_param_group({"params": model[2].parameters(), "lr": 2.5})
 
 
+def test_all_parameters_are_verified_once_then_the_smallest_of_each_group(monkeypatch):
+    from shotnoise.per_sample.structure import PerSample
+
+    seen, plain = [], PerSample.weighted_sum
+    monkeypatch.setattr(PerSample, "weighted_sum", lambda self, w: seen.append(tuple(self.shape)) or plain(self, w))
+    model = classifier()
+    groups = [{"params": model[0].parameters()}, {"params": [*model[2].parameters(), *model[3].parameters()]}]
+    optimizer = AdaptiveSGD(groups, Observed(model), 3.0)
+    train(model, optimizer, batches(24, 6, 1))
+    assert len(seen) == 6
+    train(model, optimizer, batches(24, 6, 2))
+    assert seen[6:] == [(6,), (3,)] * 2
+
+
 @BOTH
 def test_frozen_parameters_and_named_ones(optimizer_type):
     model = classifier()

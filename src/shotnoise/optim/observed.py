@@ -52,7 +52,7 @@ class Observed(Estimates):
         self._calls: list[tuple[int, nn.Module, Tensor, Tensor]] = []
         self._sizes: dict[int, int] = {}  # samples of each forward pass since the last step
         self._pass, self._inside, self._paused = 0, False, False
-        self._verified: object = None
+        self._verified: set[object] = set()  # which calls, for which parameters, were found to add up
         self._bound: set[int] = set()
         self._handles = [
             model.register_forward_pre_hook(self._enter, with_kwargs=True),
@@ -135,8 +135,9 @@ class Observed(Estimates):
     def _verify(self, parameters: Sequence[Tensor], gradients: list[list[PerSample]], count: int) -> None:
         """All parameters when the calls are new, else the smallest one, which sees clipping and scaling."""
         pairs = list(zip(parameters, gradients, strict=True))
-        shape = (len(parameters), len(self._calls), len({index for index, *_ in self._calls}))
-        if shape == self._verified:
+        passes = len({index for index, *_ in self._calls})
+        shape = (id(parameters[0]), len(parameters), len(self._calls), passes)
+        if shape in self._verified:
             pairs = [min(pairs, key=lambda pair: pair[0].numel())]
         for p, parts in pairs:
             assert p.grad is not None
@@ -151,7 +152,7 @@ class Observed(Estimates):
                     f"{float(expected):.3g}): it is used outside its layer, the layer's output is changed in place, or "
                     f".grad was changed after backward (clipping, unscaling, a penalty){INSTEAD}"
                 )
-        self._verified = shape
+        self._verified.add(shape)
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         first = _first_tensor((args, kwargs))
