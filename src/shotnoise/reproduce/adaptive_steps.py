@@ -30,7 +30,7 @@ from shotnoise.show.tables import Sheet
 from shotnoise.show.words import number, with_stderr
 
 Make = Callable[[nn.Module, Task, float], torch.optim.Optimizer]
-LOOKS = 20  # at the training loss, along a run
+LOOKS = 10  # at the training loss, along a run
 SEEN = 1000  # samples that the training loss is taken over, at most
 CLEAR = 3.0  # standard errors
 
@@ -105,12 +105,20 @@ def adaptive_steps(
     sheets = [_sheet(task, result, size) for task, result in zip(there, found, strict=True)]
     said = [s for task, result in zip(there, found, strict=True) for s in _sentences(task, result)]
     panels = [
-        Panel(result["loss"].rename(optimizer="theory"), None, "training loss", "step", task.title)
+        Panel(
+            result["loss"].rename(optimizer="theory"),
+            None,
+            "training loss",
+            "step",
+            task.title,
+            errors=result["loss_stderr"].rename(optimizer="theory"),
+        )
         for task, result in zip(there, found, strict=True)
     ]
     caption = Caption(
         "Training loss of each optimizer at its best rate",
-        f"Mean over {size.runs} runs with common initial weights and batches; rates chosen on other runs.",
+        f"Mean over {size.runs} runs with 95 % intervals, initial weights and batches in common; rates chosen on other "
+        "runs.",
         "Training loss against the step, one panel per task, one line per optimizer.",
     )
     return Reproduction(
@@ -158,24 +166,25 @@ def _compare(task: Task, size: Preset, seed: int, progress: Callable[[str], None
             progress(f"{task.name}: {method.name}, {size.runs} runs")
         runs = [_run(task, method, rates[best], list(stops), (seed, 2, r)) for r in range(size.runs)]
         losses.append([run[0] for run in runs])
-        after.append([run[1] for run in runs])
+        after.append([(float("inf"), 1.0) if run[1] is None else _evaluate(run[1], *task.held_out) for run in runs])
         cost.append(min(run[2] for run in runs))
     by_run, ends_by_run = np.array(losses), np.array(after)  # (optimizer, run, step), (optimizer, run, 2)
-    pairs = by_run[:, None, :, -1] - by_run[None, :, :, -1]
-    root = np.sqrt(size.runs)
-    variables = {
-        "loss": (("optimizer", "step"), by_run.mean(1)),
-        "loss_stderr": (("optimizer", "step"), by_run.std(1, ddof=1) / root),
-        "held_out_loss": ("optimizer", ends_by_run[..., 0].mean(1)),
-        "held_out_loss_stderr": ("optimizer", ends_by_run[..., 0].std(1, ddof=1) / root),
-        "held_out_error": ("optimizer", ends_by_run[..., 1].mean(1)),
-        "held_out_error_stderr": ("optimizer", ends_by_run[..., 1].std(1, ddof=1) / root),
-        "loss_advantage": (("optimizer", "other"), pairs.mean(2)),
-        "loss_advantage_stderr": (("optimizer", "other"), pairs.std(2, ddof=1) / root),
-        "chosen_learning_rate": ("optimizer", np.array(chosen)),
-        "chosen_at_edge": ("optimizer", np.array(edge)),
-        "relative_cost": ("optimizer", np.array(cost) / cost[0]),
-    }
+    with np.errstate(invalid="ignore"):  # of runs that diverged
+        pairs = by_run[:, None, :, -1] - by_run[None, :, :, -1]
+        root = np.sqrt(size.runs)
+        variables = {
+            "loss": (("optimizer", "step"), by_run.mean(1)),
+            "loss_stderr": (("optimizer", "step"), by_run.std(1, ddof=1) / root),
+            "held_out_loss": ("optimizer", ends_by_run[..., 0].mean(1)),
+            "held_out_loss_stderr": ("optimizer", ends_by_run[..., 0].std(1, ddof=1) / root),
+            "held_out_error": ("optimizer", ends_by_run[..., 1].mean(1)),
+            "held_out_error_stderr": ("optimizer", ends_by_run[..., 1].std(1, ddof=1) / root),
+            "loss_advantage": (("optimizer", "other"), pairs.mean(2)),
+            "loss_advantage_stderr": (("optimizer", "other"), pairs.std(2, ddof=1) / root),
+            "chosen_learning_rate": ("optimizer", np.array(chosen)),
+            "chosen_at_edge": ("optimizer", np.array(edge)),
+            "relative_cost": ("optimizer", np.array(cost) / cost[0]),
+        }
     names = [method.name for method in METHODS]
     attributes = {
         "data": task.title, "sampling": str(task.sampling), "batch_size": task.batch_size, "runs": size.runs,
@@ -186,8 +195,8 @@ def _compare(task: Task, size: Preset, seed: int, progress: Callable[[str], None
 
 def _run(
     task: Task, method: Method, rate: float, stops: Sequence[int], seed: tuple[int, ...]
-) -> tuple[list[float], tuple[float, float], float]:
-    """One training: the loss at each of `stops`, loss and error on data held out, CPU seconds per step."""
+) -> tuple[list[float], nn.Module | None, float]:
+    """One training: the loss at each of `stops`, the model (None if it diverged), CPU seconds per step."""
     streams = np.random.SeedSequence(seed).spawn(2)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(streams[0].generate_state(1)[0]))
@@ -204,10 +213,10 @@ def _run(
                 optimizer.step(_closure(optimizer, model, task.inputs[batch], task.targets[batch]))
                 done += 1
         except NonFiniteError:  # a rate that is too large: how it ends is known
-            return [*losses, *[float("inf")] * (len(stops) - len(losses))], (float("inf"), 1.0), float("inf")
+            return [*losses, *[float("inf")] * (len(stops) - len(losses))], None, float("inf")
         spent += time.process_time() - start
         losses.append(_evaluate(model, task.inputs[:SEEN], task.targets[:SEEN])[0])
-    return losses, _evaluate(model, *task.held_out), spent / max(1, done)
+    return losses, model, spent / max(1, done)
 
 
 def _closure(optimizer: torch.optim.Optimizer, model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], float]:
