@@ -1,9 +1,10 @@
 """Networks: the variance of the stochastic gradient as an explicit polynomial in 1/b, from the initial weights."""
 
+from shotnoise.predict.networks.engines import Interrupted
 from shotnoise.predict.networks.points import Points
+from shotnoise.predict.networks.polynomial import NetworkPolynomial
 from shotnoise.predict.networks.quadrature import gradient_variance_at
 from shotnoise.predict.networks.verb import (
-    NetworkPolynomial,
     full_gradient_variance_polynomial,
     gradient_variance_polynomial,
     loss_polynomial,
@@ -11,6 +12,7 @@ from shotnoise.predict.networks.verb import (
 )
 
 __all__ = [
+    "Interrupted",
     "NetworkPolynomial",
     "Points",
     "full_gradient_variance_polynomial",

@@ -59,11 +59,14 @@ def cost(network: Network, quantity: str) -> float:
     )
 
 
-def polynomial(network: Network, quantity: str, layer: int) -> list[Fraction]:
-    """The coefficients in u, constant term first."""
+def polynomial(
+    network: Network, quantity: str, layer: int, tell: Callable[[int, int], None] = lambda done, of: None
+) -> list[Fraction]:
+    """The coefficients in u, constant term first; `tell` hears of every prime that is done, of about how many."""
     scale = _denominator(network, quantity)
-    found = Reconstruction()
-    for q in _suitable(scale):
+    found, expected = Reconstruction(), int(_bits(network, quantity) / 31) + CONFIRMING
+    for done, q in enumerate(_suitable(scale)):
+        tell(done, max(expected, done))
         values = _modulo(network, quantity, layer, q)
         found.add(reduced(values * np.uint64(scale % q), q), q)
         if found.settled >= CONFIRMING:

@@ -113,8 +113,14 @@ def lattice_cost(network: Network, quantity: str, n: int, m: int) -> float:
     return (OVERHEAD * len(d) + (paths * each + tables) / OPERATIONS_PER_SECOND) * (length * (sum(d) + 4) / 15 + 4)
 
 
-def polynomial(network: Network, inputs: Inputs, quantity: str, layer: int) -> list[Fraction]:
-    """The coefficients in u, constant term first."""
+def polynomial(
+    network: Network,
+    inputs: Inputs,
+    quantity: str,
+    layer: int,
+    tell: Callable[[int, int], None] = lambda done, of: None,
+) -> list[Fraction]:
+    """The coefficients in u, constant term first; `tell` hears of every prime that is done, of about how many."""
     outputs = answers(network, inputs)
     numbers = [*network.rates, *inputs.points.ravel(), *outputs.ravel()]
     numbers += inputs.probabilities if isinstance(inputs, Points) else []
