@@ -11,7 +11,7 @@ import shotnoise as sn
 from shotnoise.predict import networks
 from shotnoise.predict.networks import balls, centred, engines, lattice, model, traces, wishart
 
-QUANTITIES = ("gradient_variance", "full_gradient_variance", "loss")
+QUANTITIES = ("gradient_variance", "full_gradient_variance", "loss", "loss_variance")
 SHAPES = {  # inputs, then outputs of every layer; steps; layer
     "one layer": ((2, 2), 2, 0),
     "scalar": ((1, 1, 1), 3, 0),
@@ -85,7 +85,7 @@ def test_what_takes_longest_in_fractions(widths, step):
     assert within(centred.polynomial(own, "gradient_variance", 0), lattice.polynomial(own, "gradient_variance", 0))
 
 
-@pytest.mark.parametrize("quantity", QUANTITIES)
+@pytest.mark.parametrize("quantity", QUANTITIES[:3])
 @pytest.mark.parametrize("layer", [0, 1])
 def test_traces_in_floats_lie_within_their_bounds(quantity, layer):
     student, teacher, (rate,), _ = drawn((3, 4, 2), 1)
@@ -100,7 +100,7 @@ def test_traces_in_floats_lie_within_their_bounds(quantity, layer):
 def test_traces_equal_centred_algebra():
     student, teacher, rates, step = drawn((2, 6, 3), 1)
     own = model.network(student, teacher, rates, step)
-    for quantity, layer in itertools.product(QUANTITIES, (0, 1)):
+    for quantity, layer in itertools.product(QUANTITIES[:3], (0, 1)):
         (values, errors), found = centred.polynomial(own, quantity, layer), engines._by_traces(own, quantity, layer)
         assert (np.abs(values - found[0]) <= errors + found[1]).all(), (quantity, layer)
 

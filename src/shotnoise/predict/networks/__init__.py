@@ -1,23 +1,26 @@
 """Networks: the variance of the stochastic gradient as an explicit polynomial in 1/b, from the initial weights."""
 
 from shotnoise.predict.networks.engines import Interrupted
-from shotnoise.predict.networks.points import Points
+from shotnoise.predict.networks.inputs import Moments, Points
 from shotnoise.predict.networks.polynomial import NetworkPolynomial
 from shotnoise.predict.networks.quadrature import gradient_variance_at
 from shotnoise.predict.networks.verb import (
     full_gradient_variance_polynomial,
     gradient_variance_polynomial,
     loss_polynomial,
+    loss_variance_polynomial,
     predicted_seconds,
 )
 
 __all__ = [
     "Interrupted",
+    "Moments",
     "NetworkPolynomial",
     "Points",
     "full_gradient_variance_polynomial",
     "gradient_variance_at",
     "gradient_variance_polynomial",
     "loss_polynomial",
+    "loss_variance_polynomial",
     "predicted_seconds",
 ]

@@ -15,7 +15,7 @@ from shotnoise.errors import InputError
 from shotnoise.predict.linear_regression.least_squares import Array
 from shotnoise.predict.networks import lattice
 from shotnoise.predict.networks.balls import EPS, INFLATION, Ball, Space
-from shotnoise.predict.networks.forms import GRADIENT, LOSS
+from shotnoise.predict.networks.forms import GRADIENT, LOSS, LOSS_VARIANCE
 from shotnoise.predict.networks.model import Network
 
 FLOPS = 1.2e10  # a second, on one core
@@ -59,6 +59,10 @@ def _polynomial(network: Network, quantity: str, layer: int) -> tuple[Array, Arr
     if quantity == LOSS:
         values, errors = _norm(error).mean()
         return values / 2, errors / 2
+    if quantity == LOSS_VARIANCE:
+        loss = _norm(error).times(0.5, 0.0).without_start()
+        mean = loss.mean()
+        return _without_constant(_plus(loss.squared().mean(), _negative(_convolved(mean, mean))))
     L, R = after[layer], before[layer]
     pulled = error if L is None else _times(_transposed(L), error)
     inner = pulled if R is None else _times(pulled, _transposed(R))
@@ -81,7 +85,12 @@ def _polynomial(network: Network, quantity: str, layer: int) -> tuple[Array, Arr
             scaled = plain + _norm(pulled) * _norm(R)
         values, errors = scaled.mean()
         total = _plus(total, (np.concatenate([[0.0], values]), np.concatenate([[0.0], errors])))
-    total[0][0] = total[1][0] = 0.0  # exactly: nothing is random in the limit of large batches
+    return _without_constant(total)
+
+
+def _without_constant(total: tuple[Array, Array]) -> tuple[Array, Array]:
+    """It is exactly 0: nothing is random in the limit of large batches."""
+    total[0][0] = total[1][0] = 0.0
     return total
 
 

@@ -9,10 +9,11 @@ import numpy as np
 from shotnoise.errors import InputError
 from shotnoise.predict.batch_polynomial import INVERSE
 from shotnoise.predict.linear_regression.least_squares import Array
-from shotnoise.predict.networks import centred, gaussian, lattice, points, traces
-from shotnoise.predict.networks.forms import FULL_GRADIENT, GRADIENT, LOSS
-from shotnoise.predict.networks.model import Network, gradient_degree, loss_degree, printed_bounds
-from shotnoise.predict.networks.points import Points
+from shotnoise.predict.networks import centred, lattice, quantities, traces
+from shotnoise.predict.networks.forms import GRADIENT, LOSS, LOSS_VARIANCE, degree_bound
+from shotnoise.predict.networks.inputs import Moments, Points
+from shotnoise.predict.networks.model import Network, printed_bounds
+from shotnoise.predict.networks.paths import checked_inputs
 from shotnoise.predict.networks.polynomial import NetworkPolynomial
 
 Progress = Callable[[int, int], None]
@@ -85,7 +86,6 @@ def _polynomial(
 ) -> NetworkPolynomial:
     step = len(own.rates)
     found, errors = engine.run(progress or _silent)
-    bounds = {GRADIENT: gradient_degree(own, step), FULL_GRADIENT: gradient_degree(own, step) - 1}
     without = isinstance(inputs, Points) and not inputs.replacement
     if own.rational:
         errors = np.zeros(len(found))
@@ -98,7 +98,7 @@ def _polynomial(
         np.array(found, dtype=object if own.rational else np.float64),
         INVERSE,
         inputs.n if isinstance(inputs, Points) and without else None,
-        degree_bound=bounds[quantity] if quantity != LOSS else loss_degree(own, step),
+        degree_bound=degree_bound(quantity, own.weight_degree, step),
         printed_bounds=printed_bounds(own, step) if quantity == GRADIENT else {},
         engine=engine.name,
         coefficient_errors=errors,
@@ -111,27 +111,14 @@ def _silent(done: int, of: int) -> None:
 
 def _engines(own: Network, inputs: Any, quantity: str, layer: int) -> list[Engine]:
     """All that can answer, with their predicted costs."""
-    if isinstance(inputs, Points):
-        if inputs.points.shape[1] != own.p:
-            raise InputError(f"inputs: points with {inputs.points.shape[1]} entries, but the student takes {own.p}")
+    checked_inputs(own, inputs)
+    if isinstance(inputs, Points | Moments) or own.activation is not None:
+        followed = quantities.paths(own, inputs, quantity)
         return [
             Engine(
-                "shares of points on a lattice",
-                points.lattice_cost(own, quantity, inputs.n, inputs.n - 1),
-                lambda tell: (points.polynomial(own, inputs, quantity, layer, tell), None),
-            )
-        ]
-    if inputs != "gaussian":
-        raise InputError(f"inputs={inputs!r}: 'gaussian' or Points are known")
-    if own.activation is not None:
-        return [
-            Engine(
-                "means of monomials on a lattice",
-                gaussian.cost(own, quantity),
-                lambda tell: (
-                    points.polynomial(own, gaussian.GaussianInputs.of(own), quantity, layer, tell),
-                    None,
-                ),
+                "means of batches on a lattice",
+                followed.seconds,
+                lambda tell: (quantities.polynomial(followed, quantity, layer, tell), None),
             )
         ]
     step = len(own.rates)
@@ -151,7 +138,7 @@ def _engines(own: Network, inputs: Any, quantity: str, layer: int) -> list[Engin
             return values.tolist(), errors
 
         engines.append(Engine("centred covariances in floats", centred.cost(own, quantity), centred_algebra))
-    if step == 1 and own.depth == 2:
+    if step == 1 and own.depth == 2 and quantity != LOSS_VARIANCE:
         engines.append(
             Engine(
                 "trace calculus",
@@ -191,8 +178,9 @@ def _form_at_the_start(layers: list[Array], target: Array, quantity: str, layer:
     for W in layers[1:]:
         output = W @ output
     error = output - target
-    if quantity == LOSS:
-        return [(error**2).sum() / 2]
+    if quantity in (LOSS, LOSS_VARIANCE):
+        loss = (error**2).sum() / 2
+        return [loss if quantity == LOSS else 0 * loss]
     pulled = error if after is None else after.T @ error
     inner = pulled if before is None else pulled @ before.T
     spread = layers[0].shape[1] if before is None else (before**2).sum()

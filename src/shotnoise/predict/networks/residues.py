@@ -1,7 +1,7 @@
 """Arithmetic modulo primes below 2^31 in NumPy, and back to integers: exact results at the speed of machine numbers."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -102,3 +102,33 @@ class Reconstruction:
                 return None
             found.append(Fraction(remainder, factor))
         return found
+
+
+CONFIRMING = 2  # further primes that must agree; each would miss an error once in two thousand million times
+
+
+def rational(
+    modulo: Callable[[int], Residues], numbers: Iterable[Any], tell: Callable[[int, int], None], expected: int
+) -> list[Fraction]:
+    """Fractions from their values modulo primes, as many as they turn out to need; `tell` hears of every one done.
+
+    numbers: those that came in, of which the primes must divide no denominator; expected: how many primes, about.
+    """
+    divisor = math.lcm(2, *(v.denominator for v in numbers))
+    found, guess, used, confirmed, next_guess = Reconstruction(), None, 0, 0, 2
+    for q in primes():
+        if divisor % q == 0:
+            continue
+        tell(used, max(expected, used))
+        values = modulo(q)
+        if guess is not None and (residues(guess, q) == values).all():
+            confirmed += 1
+            if confirmed == CONFIRMING:
+                return guess
+        else:
+            guess, confirmed = None, 0
+        found.add(values, q)
+        used += 1
+        if guess is None and used >= next_guess:
+            guess, next_guess = found.fractions(), 1 + int(1.2 * used)
+    raise AssertionError("there are enough primes below 2^31")

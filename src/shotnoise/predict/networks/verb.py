@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from shotnoise.predict.networks.engines import Progress, answered, cheapest
-from shotnoise.predict.networks.forms import FULL_GRADIENT, GRADIENT, LOSS
+from shotnoise.predict.networks.forms import FULL_GRADIENT, GRADIENT, LOSS, LOSS_VARIANCE
+from shotnoise.predict.networks.inputs import Moments, Points
 from shotnoise.predict.networks.model import layer_index, network
-from shotnoise.predict.networks.points import Points
 from shotnoise.predict.networks.polynomial import NetworkPolynomial
 
 SECONDS = 600.0  # what may be asked for without saying so
@@ -27,7 +27,7 @@ def gradient_variance_polynomial(
     layer: int = 0,
     *,
     activation: Sequence[Any] | None = None,
-    inputs: str | Points = "gaussian",
+    inputs: str | Points | Moments = "gaussian",
     seconds: float = SECONDS,
     progress: Progress | None = None,
 ) -> NetworkPolynomial:
@@ -69,7 +69,7 @@ def full_gradient_variance_polynomial(
     layer: int = 0,
     *,
     activation: Sequence[Any] | None = None,
-    inputs: str | Points = "gaussian",
+    inputs: str | Points | Moments = "gaussian",
     seconds: float = SECONDS,
     progress: Progress | None = None,
 ) -> NetworkPolynomial:
@@ -90,7 +90,7 @@ def loss_polynomial(
     step: int,
     *,
     activation: Sequence[Any] | None = None,
-    inputs: str | Points = "gaussian",
+    inputs: str | Points | Moments = "gaussian",
     seconds: float = SECONDS,
     progress: Progress | None = None,
 ) -> NetworkPolynomial:
@@ -105,6 +105,26 @@ def loss_polynomial(
     return answered(own, inputs, LOSS, 0, seconds, progress)
 
 
+def loss_variance_polynomial(
+    student: Sequence[Any],
+    teacher: Any,
+    learning_rate: Any,
+    step: int,
+    *,
+    activation: Sequence[Any] | None = None,
+    inputs: str | Points | Moments = "gaussian",
+    seconds: float = SECONDS,
+    progress: Progress | None = None,
+) -> NetworkPolynomial:
+    """var(L(w_t)), the variance between runs of the population's loss at step t. Arguments as above.
+
+    >>> loss_variance_polynomial([[[1]], [[1]]], [[4]], "1/24", step=1).coefficients[1]
+    Fraction(2480625, 2097152)
+    """
+    own = network(student, teacher, learning_rate, step, activation)
+    return answered(own, inputs, LOSS_VARIANCE, 0, seconds, progress)
+
+
 def predicted_seconds(
     student: Sequence[Any],
     teacher: Any,
@@ -113,7 +133,7 @@ def predicted_seconds(
     layer: int = 0,
     *,
     activation: Sequence[Any] | None = None,
-    inputs: str | Points = "gaussian",
+    inputs: str | Points | Moments = "gaussian",
 ) -> float:
     """How long `gradient_variance_polynomial` would take on one core, within a small factor; 1e300 beyond memory.
 
