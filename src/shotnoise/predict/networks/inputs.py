@@ -6,7 +6,7 @@ Moments therefore act like weights at those points, exact for means of such poly
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -125,6 +125,14 @@ class ByMoments:
     p: int
     known: Moments | Points
     features: tuple[Exponents, ...]
+    _tables: dict[bytes, list[Any]] = field(default_factory=dict, compare=False, repr=False)
+
+    def _moments(self, exponents: Array, q: int) -> Residues:
+        """Of monomials (n, p); kept, as every prime needs them again."""
+        key = exponents.tobytes()
+        if key not in self._tables:
+            self._tables[key] = [self.known.moment(a) for a in map(tuple, exponents.tolist())]
+        return residues(self._tables[key], q)
 
     @property
     def lattice(self) -> int:
@@ -146,8 +154,7 @@ class ByMoments:
     def sample(self, degree: int, q: int) -> tuple[Array, Residues]:
         """Points (n, p), those of lower degree first, and their weights in the mean of a polynomial."""
         exponents = np.array(monomials(self.p, degree)).reshape(-1, self.p)
-        moments = residues([self.known.moment(a) for a in map(tuple, exponents.tolist())], q)
-        return exponents, weights_of(exponents, moments[:, None], degree, q)[:, 0]
+        return exponents, weights_of(exponents, self._moments(exponents, q)[:, None], degree, q)[:, 0]
 
     def law(self, degree: int, q: int) -> tuple[Residues, Residues]:
         """The coefficients of `lattice_points` on a lattice of means, (points, N), and the weights of that lattice."""
@@ -155,7 +162,7 @@ class ByMoments:
         lagrange = weights_of(own, np.eye(len(own), dtype=np.uint64), self.lattice, q)  # (points, monomials)
         exponents = np.array(monomials(self.variables, degree)).reshape(-1, self.variables)
         products = exponents @ np.array(self.features).reshape(self.variables, self.p)
-        singles = residues([self.known.moment(a) for a in map(tuple, products.tolist())], q)
+        singles = self._moments(products, q)
         weights = weights_of(exponents, moments_of_means(singles, self.variables, degree, q), degree, q)
         means = np.zeros((len(own), len(exponents)), np.uint64)
         means[0] = 1

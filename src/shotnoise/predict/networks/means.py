@@ -80,16 +80,17 @@ def _sums(variables: int, degree: int) -> list[tuple[int, int, Indices, Indices,
     return found
 
 
-def powers(values: Residues, degree: int, q: int) -> Residues:
-    """v^a at every point, (monomials, points), of values (variables, points)."""
+def moments(values: Residues, shares: Residues, degree: int, q: int) -> Residues:
+    """E v^a in the order of `monomials`: values (variables, points), shares (points,)."""
     exponents = monomials(len(values), degree)
     index = {a: row for row, a in enumerate(exponents)}
-    out = np.ones((len(exponents), values.shape[1]), np.uint64)
+    out = np.empty((len(exponents), len(shares)), np.uint64)
+    out[0] = shares
     for row, a in enumerate(exponents[1:], start=1):
         i = next(k for k, own in enumerate(a) if own)
         lower = index[(*a[:i], a[i] - 1, *a[i + 1 :])]
         out[row] = reduced(out[lower] * values[i], q)
-    return out
+    return reduced(out.sum(1), q)
 
 
 def echelon(rows: Residues, q: int) -> tuple[Indices, Residues]:

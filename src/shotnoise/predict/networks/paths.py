@@ -114,14 +114,14 @@ class Paths:
             return 1e300
         counts = [math.comb(v + own, v) for v, own in tables]
         paths = math.prod(counts)
-        if max(paths, math.prod(counts[1:]) * self._numbers_each) > NUMBERS or n > NUMBERS:
+        if max(paths, math.prod(counts[1:]) * self._numbers_each, n * math.prod(counts[:1])) > NUMBERS:
             return 1e300
         activation = 2 if self.network.activation is None else 2 * len(self.network.activation)
         each = self._form_points * 3 * sum(W.size + W.shape[0] * activation for W in self.network.student)
-        laws = sum((own + 1.0) ** (v + 1) * own * v for v, own in tables) + n * (counts[0] if counts else 1)
+        laws = sum((own + 1.0) ** (v + 1) * own * v for v, own in tables) + 5 * n * math.prod(counts[:1])
         sums = sum(means.terms(v, own) for v, own in tables) * TERM + OVERHEAD * (len(d) + 1)
         sums += 1e-4 * sum(counts)  # a step of the recursion for each
-        return (sums + (paths * each + laws) / OPERATIONS_PER_SECOND) * self.primes
+        return 2 * (sums + (paths * each + laws) / OPERATIONS_PER_SECOND) * self.primes
 
     @property
     def primes(self) -> int:
@@ -224,7 +224,7 @@ class Paths:
         if not r:  # all samples have the same gradient
             return [own[:, :, 0] for own in network.gradients(network.start, sample)], np.ones((1, 1), np.uint64)
         exponents = np.array(monomials(r, d)).reshape(-1, r)
-        singles = matmul(means.powers(V, d, q), sample.shares[:, None], q)[:, 0]
+        singles = means.moments(V, sample.shares, d, q)
         law = weights_of(exponents, means.moments_of_means(singles, r, d, q), d, q)
         basis = np.ascontiguousarray(centred[:, places])
         lattice = matmul(basis, np.ascontiguousarray(exponents.T.astype(np.uint64)), q)

@@ -34,6 +34,8 @@ def reduced(values: Residues, q: int) -> Residues:
 
 def residues(values: Any, q: int) -> Residues:
     """Of an array of Python integers or Fractions whose denominators q does not divide."""
+    if isinstance(values, np.ndarray) and values.dtype.kind == "i":
+        return (values % q).astype(np.uint64)
     array = np.asarray(values, dtype=object)
     flat = [(v.numerator % q) * (pow(v.denominator, -1, q) if v.denominator != 1 else 1) % q for v in array.ravel()]
     return np.array(flat, dtype=np.uint64).reshape(array.shape)
