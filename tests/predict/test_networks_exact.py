@@ -9,7 +9,7 @@ import torch
 
 import shotnoise as sn
 from shotnoise.predict import networks
-from shotnoise.predict.networks import Points, lattice, model, quantities, traces, wishart
+from shotnoise.predict.networks import Points, engines, lattice, model, quantities, traces, wishart
 
 SCALAR = ([[[1]], [[1]]], [[4]], F(1, 24))
 QUANTITIES = ("gradient_variance", "full_gradient_variance", "loss", "loss_variance")
@@ -153,16 +153,14 @@ def test_fractions_equal_the_enumeration(name):
     student, teacher, activation, inputs, step, sizes = CASES[name]
     rates = [F(1, 2), F(1, 3)][:step]
     layer = len(student) - 1 if len(name) % 2 else 0
-    for b in sizes:
-        wanted = enumerated(student, teacher, activation, inputs, rates, b, layer)
-        for quantity in QUANTITIES:
-            found = polynomial(
-                quantity, student, teacher, rates, step, layer=layer, activation=activation, inputs=inputs
-            )
-            assert found(b) == wanted[quantity], (quantity, b)
-            assert found.degree <= found.degree_bound
-            if quantity != "loss" and inputs.replacement:
-                assert found.coefficients[0] == 0
+    wanted = {b: enumerated(student, teacher, activation, inputs, rates, b, layer) for b in sizes}
+    for quantity in QUANTITIES:
+        found = polynomial(quantity, student, teacher, rates, step, layer=layer, activation=activation, inputs=inputs)
+        for b in sizes:
+            assert found(b) == wanted[b][quantity], (quantity, b)
+        assert found.degree <= found.degree_bound
+        if quantity != "loss" and inputs.replacement:
+            assert found.coefficients[0] == 0
     if not inputs.replacement:
         assert (
             polynomial("gradient_variance", student, teacher, rates, step, activation=activation, inputs=inputs)(3) == 0
@@ -289,12 +287,12 @@ ACTIVATED = {  # student, teacher, activation, step, batch sizes, layer
 @pytest.mark.parametrize("name", ACTIVATED)
 def test_activations_with_gaussian_inputs(name):
     student, teacher, activation, step, sizes, layer = ACTIVATED[name]
-    for b in sizes:
-        wanted = by_hermite(student, teacher, activation, 1 / 24, step, b, layer)
-        for quantity in QUANTITIES:
-            found = polynomial(quantity, student, teacher, F(1, 24), step, layer=layer, activation=activation)
-            assert float(found(b)) == pytest.approx(wanted[quantity], rel=1e-7, abs=1e-9), (quantity, b)
-            assert found.exact and found.degree <= found.degree_bound
+    wanted = {b: by_hermite(student, teacher, activation, 1 / 24, step, b, layer) for b in sizes}
+    for quantity in QUANTITIES:
+        found = polynomial(quantity, student, teacher, F(1, 24), step, layer=layer, activation=activation)
+        for b in sizes:
+            assert float(found(b)) == pytest.approx(wanted[b][quantity], rel=1e-7, abs=1e-9), (quantity, b)
+        assert found.exact and found.degree <= found.degree_bound
 
 
 @pytest.mark.parametrize("quantity", QUANTITIES)
@@ -363,6 +361,36 @@ def test_the_cost_is_told_and_kept_to():
     with pytest.raises(sn.InputError, match=f"would take about {told:.2g} seconds"):
         networks.gradient_variance_polynomial(*problem, seconds=told / 2)
     assert networks.gradient_variance_polynomial(*problem, seconds=2 * told).degree == 76
+
+
+def test_progress_is_told():
+    for options in ({}, {"inputs": Points([[0], [2]])}):
+        heard = []
+        networks.gradient_variance_polynomial(*SCALAR, 2, progress=lambda *told: heard.append(told), **options)
+        assert [done for done, _ in heard] == list(range(len(heard))) and len(heard) > 2
+        assert all(done <= of for done, of in heard)
+        assert 0.2 < heard[0][1] / len(heard) < 5  # what it is told to be at first, about
+
+
+def test_stopped_with_what_is_finished(monkeypatch):
+    """Ctrl-C in the third prime: the earlier steps are there, the same as when asked for."""
+    monkeypatch.setattr(engines, "LONG", 0.0)
+
+    def stop(done, of):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    problem = ([[[1]], [[1]]], [[4]], [F(1, 24), F(1, 12), F(1, 24)])
+    with pytest.raises(networks.Interrupted, match="stopped at step 3; steps 0, 1, 2 are finished") as caught:
+        networks.gradient_variance_polynomial(*problem, 3, 1, progress=stop)
+    assert isinstance(caught.value, KeyboardInterrupt)
+    for step, found in caught.value.partial.items():
+        wanted = networks.gradient_variance_polynomial(*problem, step, 1)
+        assert found.coefficients.tolist() == wanted.coefficients.tolist() and found.degree_bound == wanted.degree_bound
+    assert list(caught.value.partial) == [0, 1, 2]
+    with pytest.raises(networks.Interrupted, match="no step is finished") as caught:
+        networks.expectation(networks.Loss(2), *problem, progress=stop)
+    assert caught.value.partial == {}
 
 
 BAD = {

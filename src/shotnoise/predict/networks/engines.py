@@ -49,7 +49,7 @@ def answered(
         for earlier in range(step if engine.seconds > LONG else 0):
             before = replace(own, rates=own.rates[:earlier])
             cheap = cheapest(before, inputs, quantity, layer)
-            if cheap.seconds < engine.seconds / 10:
+            if cheap.seconds < engine.seconds / 4:
                 partial[earlier] = _polynomial(before, inputs, quantity, cheap, None)
         return _polynomial(own, inputs, quantity, engine, progress)
     except KeyboardInterrupt as stop:

@@ -19,6 +19,7 @@ from shotnoise.predict.networks.residues import Residues, matmul, reduced
 from shotnoise.predict.networks.wishart import monomials
 
 Indices = NDArray[np.intp]
+SMALL = 2**13
 
 
 def terms(variables: int, degree: int) -> int:
@@ -47,10 +48,10 @@ def moments_of_means(singles: Residues, variables: int, degree: int, q: int) -> 
     for row, (order, multiple, left, right, weights) in enumerate(_sums(variables, degree), start=1):
         # the last term, c = a - e_i, holds the new cumulant itself, times m_0 = 1
         known = reduced(cumulants[left[:-1]] * weights[:-1], q)
-        past = int(matmul(known[None], single[right[:-1], None], q)[0, 0]) if len(known) else 0
+        past = int(_dot(known, single[right[:-1], None], q)[0])
         cumulants[row] = (int(single[row]) - past * one[multiple]) % q
         known = reduced(cumulants[left] * weights, q)
-        grown = matmul(known[None], np.ascontiguousarray(counted[right, :order]), q)[0]
+        grown = _dot(known, counted[right, :order], q)
         counted[row, 1 : order + 1] = reduced(grown * np.uint64(one[multiple]), q)
     out = np.zeros((len(exponents), size), np.uint64)
     orders = exponents.sum(1)
@@ -59,6 +60,13 @@ def moments_of_means(singles: Residues, variables: int, degree: int, q: int) -> 
         for j in range(1 if order else 0, order + 1):
             out[rows, order - j] = counted[rows, j]
     return reduced(out * factorials[:, None], q)
+
+
+def _dot(a: Residues, B: Residues, q: int) -> Residues:
+    """a B, (k,) (k, m); for small ones without the detour through floats."""
+    if B.size > SMALL:
+        return matmul(a[None], np.ascontiguousarray(B), q)[0]
+    return reduced(reduced(a[:, None] * B, q).sum(0), q)
 
 
 @lru_cache(maxsize=8)
