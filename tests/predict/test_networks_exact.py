@@ -217,6 +217,26 @@ def test_wishart_moments():
     assert two[1, 2, 0] == [0, 1, 2] and two[2, 0, 0] == [1, 2]
 
 
+@pytest.mark.parametrize("p", [1, 2, 3])
+def test_traces_of_powers_of_wishart_matrices(p):
+    """E tr S^2 = p + u p (p + 1), E tr S^3 = p + 3 u p (p + 1) + u^2 p (p^2 + 3 p + 4), E (tr S)^2 = p^2 + 2 u p."""
+    moments = wishart.wishart_moments(p, 3)
+    place = {pair: k for k, (i, j) in enumerate(wishart.entries(p)) for pair in ((i, j), (j, i))}
+
+    def mean(pairs):
+        exponents = [0] * len(wishart.entries(p))
+        for pair in pairs:
+            exponents[place[pair]] += 1
+        found = moments[tuple(exponents)]
+        return np.array([*found, *[0] * (3 - len(found))])
+
+    r = range(p)
+    assert sum(mean([(i, j), (j, i)]) for i in r for j in r).tolist() == [p, p * (p + 1), 0]
+    assert sum(mean([(i, i), (j, j)]) for i in r for j in r).tolist() == [p * p, 2 * p, 0]
+    cube = sum(mean([(i, j), (j, k), (k, i)]) for i in r for j in r for k in r)
+    assert cube.tolist() == [p, 3 * p * (p + 1), p * (p * p + 3 * p + 4)]
+
+
 @pytest.mark.parametrize("quantity", QUANTITIES[:3])
 @pytest.mark.parametrize("layer", [0, 1])
 def test_traces_equal_the_lattice(quantity, layer):
@@ -322,6 +342,24 @@ def test_depth_one_is_linear_regression_on_a_population():
         assert own.coefficients.tolist() == wanted[: len(own.coefficients)] and not any(wanted[len(own.coefficients) :])
         gaussian = networks.gradient_variance_polynomial([[[1]]], [[2]], F(1, 4), t)
         assert gaussian.degree == t + 1 and (gaussian.coefficients >= 0).all()
+
+
+def test_depth_one_with_gaussian_inputs_is_linear_regression_too():
+    """Least squares knows its inputs by their moments up to the fourth: twelve samples that have the normal ones do."""
+    x = [-2, -1, -1, 0, 0, 0, 0, 0, 0, 1, 1, 2]
+    assert [F(sum(v**k for v in x), 12) for k in range(1, 5)] == [0, 1, 0, 3]
+    for X, student, teacher in (
+        ([[v] for v in x], [[[1]]], [[3]]),
+        ([[v, w] for v in x for w in x], [[[1, -1]]], [[3, 2]]),
+    ):
+        y = [sum(a * b for a, b in zip(teacher[0], row, strict=True)) for row in X]
+        found = sn.predict.regression_polynomial(
+            X, y, student[0][0], F(1, 8), 3, sampling=sn.sampling.WithReplacement(), variable="1/b", exact=True
+        )
+        for t, quantity in itertools.product(range(4), QUANTITIES[:2]):
+            own = polynomial(quantity, student, teacher, F(1, 8), t).coefficients.tolist()
+            wanted = found[quantity][t].coefficients.tolist()
+            assert own == wanted[: len(own)] and not any(wanted[len(own) :]), (t, quantity)
 
 
 def test_floats_meet_fractions_and_schedules_meet_sequences():
