@@ -11,6 +11,7 @@ from rich.text import Text
 from shotnoise import results, show
 from shotnoise.cli.common import ERR, OUT, numbers, print_table, scheme, tell, warnings_as_lines, whole_numbers
 from shotnoise.cli.networks import networks
+from shotnoise.cli.propagation import propagation
 from shotnoise.errors import InputError
 from shotnoise.experiment import sources
 from shotnoise.files import check_writable, write_atomically
@@ -99,6 +100,7 @@ def regression(
 
 
 predict.command()(networks)
+predict.command()(propagation)
 
 stationary = typer.Typer(no_args_is_help=True, help="Where SGD settles at a constant rate, and how widely it moves.")
 predict.add_typer(stationary, name="stationary")

@@ -15,6 +15,7 @@ from shotnoise.show.polynomials import (
 from shotnoise.show.prediction_report import prediction_report, prediction_sentences, prediction_sheet
 from shotnoise.show.predictions import against_batch_size, prediction
 from shotnoise.show.progress import ProgressReport, progress
+from shotnoise.show.propagations import propagation_sentences, propagation_sheet
 from shotnoise.show.reading import reading
 from shotnoise.show.report import report
 from shotnoise.show.scale import noise_scale
@@ -52,6 +53,8 @@ __all__ = [
     "prediction_sentences",
     "prediction_sheet",
     "progress",
+    "propagation_sentences",
+    "propagation_sheet",
     "reading",
     "report",
     "save",
