@@ -175,3 +175,11 @@ def test_numbers_beyond_the_range_of_floats_are_refused():
         networks.gradient_variance_polynomial(
             [[[1e80]], [[1.0]]], [[4.0]], 1.0, 1, inputs=networks.Points([[1e40], [0.0]])
         )
+
+
+def test_products_of_monomials_are_found_among_many_entries():
+    """Ten entries (four inputs): a table of all exponents would take gigabytes."""
+    places = balls._places(10, 2, 3)
+    first, second, every = (np.array(balls.monomials(10, d)).reshape(-1, 10) for d in (2, 3, 5))
+    np.testing.assert_array_equal(every[places[7]], first[7] + second)
+    assert places.max() < len(every) and (every[places[-1, -1]] == first[-1] + second[-1]).all()

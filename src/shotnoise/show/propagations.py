@@ -26,17 +26,17 @@ def propagation_sentences(law: xr.Dataset, exponent: xr.Dataset | None = None) -
     """What the law says, and from where on it holds; exponent: `predict.batch_exponent` of its last step."""
     last, valid = law.isel(step=-1), int(law.attrs["valid_from"])
     leading = float(last["gradient_variance_leading"])
+    largest = f"{int(law['batch_size'].values.max()):,}"
     found = [
         f"After {int(last['step']):,} steps the minibatch gradient's variance is kappa times {number(leading)}, given "
         "the first weights; kappa = 1/b with replacement."
     ]
     share = float(last["full_gradient_variance_leading"]) / leading if leading else 0.0
     found.append(f"{percent(share)} of it is the full gradient's, which differs between runs; the rest is the batch's.")
-    sizes = law["batch_size"].values
     found.append(
         f"What this leaves out is below 10 % from b = {valid:,} on."
         if valid
-        else f"What this leaves out is not below 10 % at any of these batch sizes (up to {int(sizes.max()):,}): simulate."
+        else f"What this leaves out is not below 10 % at any of these batch sizes, up to {largest}: simulate."
     )
     if exponent is not None and np.isfinite(float(exponent["batch_exponent"])):
         found.append(f"The variance falls as b^-{number(float(exponent['batch_exponent']), 3)} over these batch sizes.")

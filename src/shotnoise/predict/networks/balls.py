@@ -169,11 +169,9 @@ def _places(variables: int, left: int, right: int) -> Indices:
     first, second = (np.array(monomials(variables, d)).reshape(-1, variables) for d in (left, right))
     wide = left + right + 1
     radix = wide ** np.arange(variables)
-    sums = first @ radix
-    index = np.zeros(wide**variables, np.intp)
-    every = np.array(monomials(variables, left + right)).reshape(-1, variables)
-    index[every @ radix] = np.arange(len(every))
-    return index[sums[:, None] + second @ radix]
+    every = np.array(monomials(variables, left + right)).reshape(-1, variables) @ radix
+    rising = np.argsort(every)
+    return rising[np.searchsorted(every[rising], (first @ radix)[:, None] + second @ radix)]
 
 
 @lru_cache(maxsize=64)

@@ -20,7 +20,9 @@ from shotnoise.predict.networks.model import Network
 
 FLOPS = 1.2e10  # a second, on one core
 STEP = 2e-5  # seconds for one product of two polynomials, however small
+MOMENT = 1e-4  # seconds for the mean of one monomial
 NUMBERS = 2**26  # of the largest table
+INTEGERS = 62  # bits in which a monomial's exponents are told apart
 Matrix = list[list[Ball]]
 
 
@@ -30,11 +32,14 @@ def cost(network: Network, quantity: str) -> float:
     rows, columns = math.comb(m + d[0], m), math.prod(math.comb(m + own, m) for own in d[1:])
     whole = math.comb(m + 2 * d[0], m)
     square = 2.0 * columns * whole * rows * columns
-    if max(columns**2, whole * rows, whole * math.prod(math.comb(m + 2 * own, m) for own in d[1:])) > NUMBERS:
+    if (
+        m * math.log2(2 * d[0] + 1) > INTEGERS
+        or max(columns**2, whole * rows, whole * math.prod(math.comb(m + 2 * own, m) for own in d[1:])) > NUMBERS
+    ):
         return 1e300
     products = sum(a * b * c for (a, b), c in zip((W.shape for W in network.student), _widths(network), strict=True))
     entries = max(W.size for W in network.student)
-    return 2 * (entries + 1) * square / FLOPS + STEP * len(d) * 8 * products * network.depth
+    return MOMENT * whole + 2 * (entries + 1) * square / FLOPS + STEP * len(d) * 8 * products * network.depth
 
 
 def polynomial(network: Network, quantity: str, layer: int) -> tuple[Array, Array]:
