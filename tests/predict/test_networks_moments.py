@@ -175,3 +175,20 @@ def test_points_that_all_say_the_same_are_no_noise():
         [[[1]], [[1]]], [[4]], F(1, 24), 1, inputs=Points([[1], [-1]])
     )  # x^2 = 1
     assert found.coefficients.tolist() == [0]
+
+
+def test_wide_inputs():
+    """Few points in many dimensions: as many means as points. Moments of so many inputs are refused with their number."""
+    rng = np.random.default_rng(0)
+    points = Points(rng.integers(-1, 2, (4, 30)))
+    problem = ([rng.integers(-1, 2, (2, 30)), [[1, 1]]], [np.ones((1, 30), int), [[1]]], F(1, 24), 1)
+    found = networks.gradient_variance_polynomial(*problem, activation=[0, 1, 1], inputs=points)
+    assert found.exact and 1 <= found.degree <= 10
+    for inputs_ in (Moments(lambda a: 1), "gaussian"):
+        with pytest.raises(sn.InputError, match="would take more memory than there is"):
+            networks.gradient_variance_polynomial(*problem, activation=[0, 1, 1], inputs=inputs_)
+    linear = ([np.ones((1, 8), int), [[1]]], np.zeros((1, 8), int), F(1, 24), 1)
+    with pytest.raises(
+        sn.InputError, match="moments: 125970 of them would be needed, all of p = 8 inputs up to degree 12"
+    ):
+        networks.gradient_variance_polynomial(*linear, inputs=Moments(lambda a: 1))

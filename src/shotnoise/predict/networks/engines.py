@@ -19,6 +19,7 @@ from shotnoise.predict.networks.polynomial import NetworkPolynomial
 Progress = Callable[[int, int], None]
 Found = tuple[list[Any], Array | None]  # coefficients, and bounds on their errors if they are floats
 EPS = 2.0**-53
+SECONDS = 600.0  # what may be asked for without saying so
 LONG = 3.0  # predicted seconds from which on earlier steps are done first, so that something is there when stopped
 
 

@@ -10,13 +10,11 @@ The second term, which the variance paper's proof of Theorem 4 leaves out, is of
 from collections.abc import Sequence
 from typing import Any
 
-from shotnoise.predict.networks.engines import Progress, answered, cheapest
+from shotnoise.predict.networks.engines import SECONDS, Progress, answered, cheapest
 from shotnoise.predict.networks.forms import FULL_GRADIENT, GRADIENT, LOSS, LOSS_VARIANCE
 from shotnoise.predict.networks.inputs import Moments, Points
 from shotnoise.predict.networks.model import layer_index, network
 from shotnoise.predict.networks.polynomial import NetworkPolynomial
-
-SECONDS = 600.0  # what may be asked for without saying so
 
 
 def gradient_variance_polynomial(
