@@ -24,7 +24,10 @@ LONG = 3.0  # predicted seconds from which on earlier steps are done first, so t
 
 
 class Interrupted(KeyboardInterrupt):
-    """Stopped by the user; `partial` holds what was finished: the polynomials of earlier steps, by step."""
+    """Stopped by the user; `partial` holds what was finished: the polynomials of earlier steps, by step.
+
+    Those are computed first wherever the whole is predicted to take more than three seconds and they are cheap beside.
+    """
 
     def __init__(self, partial: dict[int, NetworkPolynomial], step: int) -> None:
         done = f"steps {', '.join(map(str, partial))} are" if partial else "no step is"
