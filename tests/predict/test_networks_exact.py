@@ -1,6 +1,7 @@
 """Exact polynomials of networks: worked examples, enumeration in fractions, degrees, engines against each other."""
 
 import itertools
+import signal
 from fractions import Fraction as F
 
 import numpy as np
@@ -416,7 +417,7 @@ def test_stopped_with_what_is_finished(monkeypatch):
 
     def stop(done, of):
         if done == 2:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
 
     problem = ([[[1]], [[1]]], [[4]], [F(1, 24), F(1, 12), F(1, 24)])
     with pytest.raises(networks.Interrupted, match="stopped at step 3; steps 0, 1, 2 are finished") as caught:

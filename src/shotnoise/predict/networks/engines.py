@@ -19,11 +19,15 @@ from shotnoise.predict.networks.polynomial import NetworkPolynomial
 Progress = Callable[[int, int], None]
 Found = tuple[list[Any], Array | None]  # coefficients, and bounds on their errors if they are floats
 EPS = 2.0**-53
+SECONDS = 600.0  # what may be asked for without saying so
 LONG = 3.0  # predicted seconds from which on earlier steps are done first, so that something is there when stopped
 
 
 class Interrupted(KeyboardInterrupt):
-    """Stopped by the user; `partial` holds what was finished: the polynomials of earlier steps, by step."""
+    """Stopped by the user; `partial` holds what was finished: the polynomials of earlier steps, by step.
+
+    Those are computed first wherever the whole is predicted to take more than three seconds and they are cheap beside.
+    """
 
     def __init__(self, partial: dict[int, NetworkPolynomial], step: int) -> None:
         done = f"steps {', '.join(map(str, partial))} are" if partial else "no step is"

@@ -7,15 +7,13 @@ import numpy as np
 
 from shotnoise.errors import InputError
 from shotnoise.predict.batch_polynomial import INVERSE
-from shotnoise.predict.networks.engines import Engine, Interrupted, Progress, in_floats, refuse_beyond
+from shotnoise.predict.networks.engines import SECONDS, Engine, Interrupted, Progress, in_floats, refuse_beyond
 from shotnoise.predict.networks.expressions import Scalar
 from shotnoise.predict.networks.inputs import Moments, Points
 from shotnoise.predict.networks.model import network, trimmed
 from shotnoise.predict.networks.paths import Paths, checked_inputs, gradient_input_degree, loss_input_degree
 from shotnoise.predict.networks.polynomial import NetworkPolynomial
 from shotnoise.predict.networks.residues import rational
-
-SECONDS = 600.0
 
 
 def expectation(

@@ -19,6 +19,8 @@ from shotnoise.predict.networks.means import moments_of_means
 from shotnoise.predict.networks.residues import Residues, matmul, residues
 from shotnoise.predict.networks.wishart import Exponents, monomials
 
+MOMENTS = 100_000  # that a question may need
+
 
 @dataclass(frozen=True)
 class Points:
@@ -95,6 +97,11 @@ class Moments:
 
     def checked(self, p: int, degree: int) -> "Moments":
         """A table of all up to a degree; raises InputError for those missing, and for variances below 0."""
+        if (count := math.comb(p + degree, p)) > MOMENTS:
+            raise InputError(
+                f"moments: {count} of them would be needed, all of p = {p} inputs up to degree {degree}; the limit is "
+                f"{MOMENTS}. Ask for an earlier step, give fewer inputs or Points, or simulate"
+            )
         try:
             table = {a: self.moment(a) for a in monomials(p, degree)}
         except InputError as error:

@@ -23,7 +23,7 @@ from shotnoise.predict.networks import means
 from shotnoise.predict.networks.inputs import ByMoments, ByShares, Draws, Moments, Points, normal_moment
 from shotnoise.predict.networks.laws import NUMBERS, fits, mean_over, weights_of
 from shotnoise.predict.networks.model import Network
-from shotnoise.predict.networks.residues import Residues, matmul, reduced
+from shotnoise.predict.networks.residues import Residues, matmul, primes, reduced
 from shotnoise.predict.networks.sampled import Modular, Sample
 from shotnoise.predict.networks.wishart import Exponents, monomials
 
@@ -31,7 +31,7 @@ CHUNK = 2**22  # numbers held for paths side by side
 OPERATIONS_PER_SECOND = 4e8  # as in `lattice`
 OVERHEAD = 2e-3
 TERM = 2e-8  # seconds for one term of the moments of a mean
-SOME_PRIME = 2**31 - 1  # for ranks
+FEATURES = 2**12
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,8 @@ class Paths:
     @property
     def seconds(self) -> float:
         """On one core, about: paths x multiplications at each x primes; 1e300 where memory would not do."""
+        if self._features > FEATURES and not isinstance(self.inputs, Points):
+            return 1e300
         n, d, m = self._sizes, self.degrees, self._later.variables
         variables = [self._rank if self._spanned else m, *[m] * (len(d) - 1)][: len(d)]
         tables = list(zip(variables, d, strict=True))
@@ -142,6 +144,11 @@ class Paths:
             found += [self._moments.moment(a) for a in monomials(self.network.p, self.needed_moments)]
         return found
 
+    @cached_property
+    def halved(self) -> "Paths":
+        """For what is squared afterwards."""
+        return Paths(self.network, self.inputs, tuple(d // 2 for d in self.degrees), self.form_degree)
+
     @property
     def needed_moments(self) -> int:
         return max(self.form_degree, self._x_degree * max(self.degrees, default=0))
@@ -169,12 +176,18 @@ class Paths:
         chosen = [a for a in monomials(p, degree) if sum(a) == 2 or (self.network.activation is not None and any(a))]
         return ByMoments(p, self._moments, tuple(chosen))
 
+    @property
+    def _features(self) -> int:
+        """How many there are in `_by_moments`."""
+        p = self.network.p
+        return math.comb(p + 1, 2) if self.network.activation is None else math.comb(p + self._x_degree, p) - 1
+
     @cached_property
     def _later(self) -> Draws:
         """How batches act on weights that vary."""
         if isinstance(self.inputs, Points):
             shares = ByShares(self.inputs)
-            if not self.inputs.replacement or shares.variables <= self._by_moments.variables:
+            if not self.inputs.replacement or shares.variables <= self._features:
                 return shares
         return self._by_moments
 
@@ -186,14 +199,13 @@ class Paths:
 
     @cached_property
     def _rank(self) -> int:
-        network = Modular.of(self.network, SOME_PRIME)
         size = self._known.points_of(self._x_degree)
         if size * sum(W.size for W in self.network.student) > NUMBERS // 8:
             return 10**6
-        values = _flat(
-            network.gradients(network.start, network.sample(*self._known.sample(self._x_degree, SOME_PRIME)))
-        )
-        places, _ = means.echelon(_centred(values, SOME_PRIME), SOME_PRIME)
+        q = next(q for q in primes() if all(v.denominator % q for v in self.numbers))
+        network = Modular.of(self.network, q)
+        values = _flat(network.gradients(network.start, network.sample(*self._known.sample(self._x_degree, q))))
+        places, _ = means.echelon(_centred(values, q), q)
         return len(places)
 
     @cached_property

@@ -29,7 +29,6 @@ def polynomial(
 
 def _modulo(own: Paths, quantity: str, layer: int, q: int) -> Residues:
     last = len(own.network.rates)
-    halves = Paths(own.network, own.inputs, tuple(d // 2 for d in own.degrees), own.form_degree)
 
     def loss(history: History) -> Residues:
         return history.loss(last)[None]
@@ -47,9 +46,9 @@ def _modulo(own: Paths, quantity: str, layer: int, q: int) -> Residues:
     if quantity == LOSS:
         return own.means(loss, q)[0]
     if quantity == LOSS_VARIANCE:
-        plain, inner = own.means(squared_loss, q)[0], halves.means(loss, q)
+        plain, inner = own.means(squared_loss, q)[0], own.halved.means(loss, q)
     else:
-        (plain, single), inner = own.means(squares, q), halves.means(full_gradient, q)
+        (plain, single), inner = own.means(squares, q), own.halved.means(full_gradient, q)
     total = np.zeros(len(plain) + 1, np.uint64)
     total[:-1] = plain
     if quantity == GRADIENT:  # kappa (E ||g||^2 of one sample - E ||grad L||^2)

@@ -10,13 +10,11 @@ The second term, which the variance paper's proof of Theorem 4 leaves out, is of
 from collections.abc import Sequence
 from typing import Any
 
-from shotnoise.predict.networks.engines import Progress, answered, cheapest
+from shotnoise.predict.networks.engines import SECONDS, Progress, answered, cheapest
 from shotnoise.predict.networks.forms import FULL_GRADIENT, GRADIENT, LOSS, LOSS_VARIANCE
 from shotnoise.predict.networks.inputs import Moments, Points
 from shotnoise.predict.networks.model import layer_index, network
 from shotnoise.predict.networks.polynomial import NetworkPolynomial
-
-SECONDS = 600.0  # what may be asked for without saying so
 
 
 def gradient_variance_polynomial(
@@ -37,18 +35,20 @@ def gradient_variance_polynomial(
     one product matrix; labels are its outputs, without noise. activation: c_0, c_1, ... of a polynomial that acts on
     the hidden layers of both; None for linear networks. The loss is E 1/2 ||f(x) - y||^2.
     learning_rate: a number, one number per update, or a function of t. layer: 0 is the first.
-    inputs: "gaussian", fresh x ~ N(0, I) in every batch (with an activation, step 0
-    and, for one input, step 1 are in reach); or `Points`, finitely many values.
+    inputs: "gaussian", fresh x ~ N(0, I) in every batch; `Points`, finitely many values; or `Moments`, any distribution
+    of which the joint moments are known, so far as they are needed (the message says how far).
     seconds: refuse what is predicted to take longer. progress: called now and then with what is done and of how much,
     about. Ctrl-C raises `Interrupted`, a KeyboardInterrupt whose `partial` holds the polynomials of earlier steps.
 
     Ints, Fractions and strings such as "1/3" give exact Fractions, floats give floats with bounds on their errors
     (`coefficient_errors`, `error`). The result is a polynomial in
     1/b, at most of degree sum_{s=0}^t (2 (2 q - 1)^s - 1), q the degree of the outputs in the weights; without a
-    constant term, except without replacement. Only distributions given as points, or Gaussian, are covered; for other
-    networks simulate.
+    constant term, except without replacement. What is in reach is few inputs and few steps: linear networks of two
+    layers at step 1 at any width, at step 2 with two inputs, at step 4 with one; with polynomial activations step 1
+    with two or three inputs. Beyond, `sn.predict.propagation` gives the term in 1/b of any network.
 
-    Raises InputError for shapes that do not chain, numbers that are not finite, and what would take too long.
+    Raises InputError for shapes that do not chain, numbers that are not finite, moments that are missing, results
+    beyond the range of floats, and what would take too long.
     Source: variance paper sec. 3.2 (Theorem 4, corrected), its successor sec. 3.1.
 
     >>> p = gradient_variance_polynomial([[[1]], [[1]]], [[4]], "1/24", step=1)
