@@ -1,6 +1,6 @@
 """What theory says before any training: exact answers where they exist, approximations that say so elsewhere."""
 
-from shotnoise.predict import bounds, networks, stationary
+from shotnoise.predict import bounds, generalization, networks, stationary
 from shotnoise.predict.batch_polynomial import BatchPolynomial
 from shotnoise.predict.batch_report import batch_size_report
 from shotnoise.predict.linear_regression import (
@@ -17,6 +17,7 @@ __all__ = [
     "RegressionPolynomials",
     "batch_size_report",
     "bounds",
+    "generalization",
     "networks",
     "propagation",
     "regression",
