@@ -274,17 +274,20 @@ def _vacuity(best: _Posterior, n: int, delta: float, chance: float) -> str:
     bound = kl_inverse(best.error_bound, budget)
     if bound < chance:
         return f"not vacuous: {bound:.4g} is below {chance:.4g}, the error of guessing"
-    without = {name: kl_inverse(best.error_bound, max(0.0, budget - part)) for name, part in parts.items()}
-    without["the training error of the randomised classifier"] = kl_inverse(0.0, budget)
-    blamed = min(without, key=lambda name: without[name])
-    cured = "would not be" if without[blamed] < chance else "would still be"
-    needed = binary_kl(best.error_bound, chance) if best.error_bound < chance else 0.0
-    weighted, curvature = best.kl.weighted_frobenius / (2 * n), best.kl.effective_curvature / (2 * n)
+    error = best.error_bound
+    beside = error if error < chance else 0.0
+    guilty = [name for name, part in parts.items() if kl_inverse(beside, part) >= chance]
+    if error >= chance:
+        guilty.append("the training error of the randomised classifier")
+    if guilty:
+        blame = f"enough by {'itself is' if len(guilty) == 1 else 'themselves are'} {' and '.join(guilty)}"
+    else:
+        blame = f"no term is enough by itself, the largest is {max(parts, key=lambda name: parts[name])}"
+    allowed = f"{binary_kl(error, chance):.3g} nats" if error < chance else "no budget"
+    listed = ", ".join(f"{part:.3g} from {name}" for name, part in parts.items())
     return (
-        f"vacuous: {bound:.4g} is not below {chance:.4g}, the error of guessing. Most is owed to {blamed}: without it "
-        f"the bound {cured}, at {without[blamed]:.4g}. The budget is {budget:.4g} nats per sample, {weighted:.3g} from "
-        f"the weighted distance, {curvature:.3g} from the curvature, {log_term:.3g} logarithmic; at most {needed:.3g} "
-        f"would do with a training error of at most {best.error_bound:.3g}"
+        f"vacuous: {bound:.4g} is not below {chance:.4g}, the error of guessing; {blame}. The budget is {budget:.4g} "
+        f"nats per sample ({listed}), where {allowed} would do beside a training error of at most {error:.3g}"
     )
 
 
