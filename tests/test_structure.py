@@ -22,7 +22,7 @@ LEVELS = [
     ["results", "datasets", "population", "rules"],
     ["compare", "measure", "models", "training"],
     ["predict", "simulate"],
-    ["experiment", "show"],
+    ["advice", "experiment", "show"],
     ["reproduce"],
     ["cli"],
 ]

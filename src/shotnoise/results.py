@@ -165,6 +165,9 @@ GLOSSARY: dict[str, tuple[str, str]] = {
     "best_curvature_scale": ("factor of the curvature in the smallest bound", ""),
     "hessian_diagonal": ("diagonal of the Hessian", ""),
     "output_change": ("largest change of an output", ""),
+    "advice_value": ("number that the advice is about", ""),
+    "advice_low": ("number that the advice is about, lower confidence limit", ""),
+    "advice_high": ("number that the advice is about, upper confidence limit", ""),
     "overflow_step": ("step from which second moments overflow (-1: never)", "steps"),
 }
 

@@ -59,7 +59,7 @@ def measure(
         seed=seed,
     )
     steps = whole_numbers("--at", at)
-    subject = _problem(problem, data, model, data_dir, target, l2, seed)
+    subject = problem_from(problem, data, model, data_dir, target, l2, seed)
     rule = SGD(learning_rate, min(train_batch_size, subject.n), ReshuffledEpochs(), seed)
     _check(subject, plan, rule, steps)
     found = Found([], [])
@@ -162,7 +162,7 @@ def _deliver(
         ERR.print(Text(f"wrote {path}"))
 
 
-def _problem(
+def problem_from(
     given: str | None, data: str | None, model: str, data_dir: Path | None, target: str | None, l2: float, seed: int
 ) -> Problem:
     if (given is None) == (data is None):

@@ -1,6 +1,7 @@
 """Figures, tables, sentences and a page from stored results. Nothing here measures anything."""
 
 from shotnoise.files import check_writable
+from shotnoise.show.advice import advice_sheet
 from shotnoise.show.ensembles import ensemble
 from shotnoise.show.figures import conditional_variance, figures, noise_share, spectrum
 from shotnoise.show.layers import layers
@@ -23,6 +24,7 @@ from shotnoise.show.tails import tail_stability
 
 __all__ = [
     "ProgressReport",
+    "advice_sheet",
     "against_batch_size",
     "check_writable",
     "conditional_variance",
