@@ -2,6 +2,7 @@
 
 from shotnoise.files import check_writable
 from shotnoise.show.advice import advice_sheet
+from shotnoise.show.bounds import distributions, loss_change, loss_process
 from shotnoise.show.ensembles import ensemble
 from shotnoise.show.figures import conditional_variance, figures, noise_share, spectrum
 from shotnoise.show.layers import layers
@@ -28,11 +29,14 @@ __all__ = [
     "against_batch_size",
     "check_writable",
     "conditional_variance",
+    "distributions",
     "ellipses",
     "ensemble",
     "figures",
     "house_style",
     "layers",
+    "loss_change",
+    "loss_process",
     "noise_scale",
     "noise_share",
     "prediction",
