@@ -104,8 +104,8 @@ def _loss_change(preset: Preset, seed: int) -> Reproduction:
         found[f"loss_change_{k}"] = whole
         words = Caption(
             f"Change of the loss by one step, {labels}",
-            "Real batches of 5 at fixed weights, the interval of the mean change, and changes that are exceeded with at "
-            "most 1 % by each bound, with the largest curvature found along steps in place of a Lipschitz constant.",
+            "Real batches of 5 at fixed weights, the interval of the mean change, and changes that are exceeded with "
+            "at most 1 % by each bound, with the largest curvature found along steps in place of a Lipschitz constant.",
             "Histograms of the loss change at five steps with bounds right of them.",
         )
         figures[f"loss_change_{k}"] = (show.loss_change(whole), words)
@@ -163,8 +163,8 @@ def _slack_sentence(labels: str, parts: list[tuple[int, xr.Dataset]]) -> str:
     promised = sum(float(here["loss_change_upper"].sel(form="batch")) < 0 for _, here in parts)
     return (
         f"{labels.capitalize()}: the 1 % bounds lie {words} standard deviations beyond the 99 % quantile of real "
-        f"batches; the interval promises a decrease at {promised} of {len(parts)} steps; at most {100 * broken:.2g} % of "
-        "the batches break the smoothness inequality with the curvature found."
+        f"batches; the interval promises a decrease at {promised} of {len(parts)} steps; at most {100 * broken:.2g} % "
+        "of the batches break the smoothness inequality with the curvature found."
     )
 
 
@@ -200,7 +200,7 @@ def _first(rng: np.random.Generator) -> np.ndarray:
 
 
 def _of_run(problem: Problem, weights: np.ndarray, preset: Preset, seed: int) -> dict[str, float]:
-    """The panels of the figure for one run: prior N(0, I), as in the paper; the bound with the better of tau = 1 and n."""
+    """The panels of the figure for one run: prior N(0, I), as in the paper; the better bound of tau = 1 and n."""
     found = generalization.pac_bayes(problem, weights, draws=preset.draws, seed=seed)
     diagonal, published = found["hessian_diagonal"].values, found.sel(curvature_scale=1.0).squeeze()
     laplace = found.sel(curvature_scale=float(problem.n)).squeeze()
@@ -245,9 +245,9 @@ def _generalization(figure: str, found: dict[str, xr.Dataset]) -> Reproduction:
     grown = float(mannwhitneyu(random["weighted_frobenius"], true["weighted_frobenius"], alternative="greater").pvalue)
     caption = Caption(
         f"{figure}: what the bound is made of",
-        f"Distributions over {true.sizes['run']:,} runs with prior N(0, I): mean diagonal of the Hessian, effective curvature "
-        "at the scale tau = n (at tau = 1, as published, no entry crosses), weighted norm, and right-hand side before "
-        "inversion. Dashed: medians.",
+        f"Distributions over {true.sizes['run']:,} runs with prior N(0, I): mean diagonal of the Hessian, effective "
+        "curvature at the scale tau = n (at tau = 1, as published, no entry crosses), weighted norm, and right-hand "
+        "side before inversion. Dashed: medians.",
         "Four histograms, true labels against 15 % random labels.",
     )
     rows = [

@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 
 from shotnoise.errors import InputError
 from shotnoise.show.axes import legend, looks, note, positive
-from shotnoise.show.style import BLACK, BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION, house_style, new_figure
+from shotnoise.show.style import BLACK, GREEN, GREY, ORANGE, SKY, VERMILLION, house_style, new_figure
 
 DRAWN = {"chernoff": (VERMILLION, "--"), "printed, c = 1/10": (ORANGE, ":"), "batches, chernoff": (GREEN, "-.")}
 NAMES = {
@@ -44,7 +44,7 @@ def loss_change(result: xr.Dataset, tail_probability: float = 0.01) -> Figure:
         _change(axes, here, tail_probability)
     for axes in every[len(parts) :]:
         axes.set_visible(False)
-    handles = [Patch(color=SKY, alpha=0.6), Patch(color=BLUE, alpha=0.25), Line2D([], [], color=BLACK)]
+    handles = [Patch(color=SKY, alpha=0.6), Patch(color=GREY, alpha=0.25), Line2D([], [], color=BLACK)]
     labels = ["real batches", "interval of the mean", "mean of the batches"]
     handles += [Line2D([], [], color=colour, ls=style) for colour, style in DRAWN.values()]
     labels += [NAMES[name] for name in DRAWN]
@@ -58,7 +58,7 @@ def _change(axes: Axes, here: xr.Dataset, tail: float) -> None:
     weights = here["probability"].values[kept] if "probability" in here.coords else None
     axes.hist(change[kept], bins=BINS, weights=weights, density=True, color=SKY, alpha=0.6, gid="changes")
     low, high = (float(here[f"loss_change_{end}"].sel(form="batch")) for end in ("lower", "upper"))
-    axes.axvspan(low, high, color=BLUE, alpha=0.25, lw=0, gid="interval")
+    axes.axvspan(low, high, color=GREY, alpha=0.25, lw=0, gid="interval")
     axes.axvline(float(here["loss_change_mean"]), color=BLACK, lw=1.0, gid="mean")
     at = here["loss_change_bound"].sel(side="upper").sel(tail_probability=tail, method="nearest")
     for name, (colour, style) in DRAWN.items():
@@ -73,7 +73,7 @@ def _change(axes: Axes, here: xr.Dataset, tail: float) -> None:
 
 @house_style()
 def loss_process(result: xr.Dataset) -> Figure:
-    """The martingale part of the loss of every run, and its bounds at the smallest tail probability, against the step."""
+    """The martingale part of the loss of every run and its bounds at the smallest tail probability, by step."""
     if "martingale" not in result:
         raise InputError("expected a result of predict.bounds.loss_process, with the variable martingale")
     figure = new_figure(3.2)

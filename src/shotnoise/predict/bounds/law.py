@@ -20,12 +20,12 @@ from scipy.stats import norm
 
 Array = NDArray[np.float64]
 FURTHEST = 1e12  # in standard deviations, where the saddle point is looked for
-STEP, END = 1 / 256, 24.0  # of the trapezoid rule in t, where the distance from the saddle grows like sinh t
+STEP, END = 1 / 64, 24.0  # of the trapezoid rule in t, where the distance from the saddle grows like sinh t
 BEND = 0.35  # real over imaginary part of the contour far out
 NEAR = 0.5  # closer to the pole at 0 than this, in units of 1 / sqrt(K''), the contour starts aside
 SMALL = 1e-3  # of the largest eigenvalue: smaller ones matter only where nothing is left of the integrand
 ENOUGH = 1e-12  # error, relative to the smaller tail, that ends the search for a contour
-BLOCK, NOTHING = 256, 1e-20  # points of the contour at a time, and what ends it, relative to its start
+BLOCK, NOTHING = 64, 1e-20  # points of the contour at a time, and what ends it, relative to its start
 
 
 @dataclass(frozen=True)
