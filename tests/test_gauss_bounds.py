@@ -6,13 +6,11 @@ import numpy as np
 import pytest
 
 import shotnoise as sn
+import shotnoise.reproduce
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    module = sys.modules.get("shotnoise.reproduce.gauss_bounds")
-    if module is None:
-        from shotnoise.reproduce import gauss_bounds as module
     module = sys.modules["shotnoise.reproduce.gauss_bounds"]
     monkeypatch.setitem(module.PRESETS, "quick", module.Preset(12, 5, 100))
     monkeypatch.setitem(module.LABELS, "15 % random labels", (0.15, 1500))
@@ -48,6 +46,8 @@ def test_a_bound_that_is_exceeded_is_noticed(tmp_path, small, monkeypatch):
         return found.assign(exceedance=found["exceedance"] + 0.2)
 
     monkeypatch.setattr(small.bounds, "one_step", wrong)
+    for labels in small.LABELS:
+        monkeypatch.setitem(small.LOOKS, labels, (0,))
     assert not sn.reproduce.gauss_bounds(tmp_path, "loss-change").holds
 
 

@@ -205,6 +205,23 @@ class TestOneStep:
         with pytest.raises(sn.InputError, match=message):
             bounds.one_step(regression(), **({"learning_rate": 0.1, "batch_size": 2} | options))
 
+    @pytest.mark.parametrize("seed", range(5))
+    def test_under_the_noise_model_the_exact_law_keeps_to_every_bound(self, seed):
+        """The probability of the exact Gaussian law beyond each threshold, either side; with half of L it is too large."""
+        problem, rate, m, tails = regression(n=7, seed=seed), 0.3, 2, [0.2, 0.01, 1e-4]
+        L = np.linalg.eigvalsh(hessian_of(problem))[-1]
+        law = second_order(problem, rate).law(1 / m)
+        found = bounds.one_step(problem, rate, m, smoothness=L, tail_probabilities=tails)
+        noise = found["loss_change_bound"].where(found["bound_model"] == "noise model", drop=True)
+        for p in tails:
+            for x in noise.sel(side="upper", tail_probability=p).values:
+                assert law.sf(x) <= p
+            for x in noise.sel(side="lower", tail_probability=p).values:
+                assert 1 - law.sf(x) <= p
+            quantiles = found["noise_law_quantile"].sel(tail_probability=p)
+            assert law.sf(float(quantiles.sel(side="upper"))) == pytest.approx(p, rel=1e-7)
+            assert 1 - law.sf(float(quantiles.sel(side="lower"))) == pytest.approx(p, rel=1e-5)
+
 
 class TestLinearModels:
     def test_the_example_that_settles_the_constants(self):
@@ -308,6 +325,26 @@ class TestProcess:
         for p in (0.3, 0.05):
             assert (np.abs(N) >= np.sqrt(2 * V * steps * np.log(2 / p))).mean() <= p
         assert (np.abs(N) >= np.sqrt(2 * V / 20 * steps * np.log(2 / 0.05))).mean() > 0.05
+
+    def test_upwards_under_the_noise_model(self):
+        """f = (L/2) |w|^2 in five dimensions, Gaussian noise: the sum of U_+ is exceeded no more often than stated."""
+        from shotnoise.predict.bounds.step import Step
+
+        rng, L, rate, steps, runs = np.random.default_rng(0), 1.0, 0.3, 15, 4000
+        Sigma = np.diag([3.0, 1.0, 0.3, 0.1, 0.03])
+        w, excess, v, c = np.full((runs, 5), 0.2), np.zeros(runs), 0.0, 0.0
+        for _ in range(steps):
+            mu = L * w
+            new = w - rate * (mu + rng.normal(size=w.shape) * np.sqrt(np.diag(Sigma)))
+            tops = -rate * (mu**2).sum(1) + rate**2 * L / 2 * (np.trace(Sigma) + (mu**2).sum(1))
+            excess += L / 2 * ((new**2).sum(1) - (w**2).sum(1)) - tops
+            worst = mu[(mu**2 @ np.diag(Sigma)).argmax()]
+            tail = Step.of_matrices(worst, Sigma).tails(rate, L, 1.0)[0]
+            v, c, w = max(v, tail.v), max(c, tail.c), new
+        for p in (0.3, 0.05):
+            x = -np.log(p)
+            assert (excess >= np.sqrt(2 * v * steps * x) + c * x).mean() <= p
+            assert (excess >= np.sqrt(2 * v / 300 * steps * x) + c / 300 * x).mean() > p
 
     def test_the_printed_theorem_is_false(self):
         constants = []

@@ -265,6 +265,7 @@ def _variables(rows: list[list[_Posterior]], n: int, delta: float, estimated: bo
 def _vacuity(best: _Posterior, n: int, delta: float, chance: float) -> str:
     """Does it beat guessing, and if not, which term is to blame."""
     log_term = (log_constant(n) - np.log(delta)) / n
+    trivial = "the error of guessing" if chance < 1 else "the largest loss there is"
     parts = {
         "the weighted distance from the prior's mean": best.kl.weighted_frobenius / (2 * n),
         "the effective curvature": best.kl.effective_curvature / (2 * n),
@@ -273,7 +274,7 @@ def _vacuity(best: _Posterior, n: int, delta: float, chance: float) -> str:
     budget = best.budget(n, delta, "exact")
     bound = kl_inverse(best.error_bound, budget)
     if bound < chance:
-        return f"not vacuous: {bound:.4g} is below {chance:.4g}, the error of guessing"
+        return f"not vacuous: {bound:.4g} is below {chance:.4g}, {trivial}"
     error = best.error_bound
     beside = error if error < chance else 0.0
     guilty = [name for name, part in parts.items() if kl_inverse(beside, part) >= chance]
@@ -286,7 +287,7 @@ def _vacuity(best: _Posterior, n: int, delta: float, chance: float) -> str:
     allowed = f"{binary_kl(error, chance):.3g} nats" if error < chance else "no budget"
     listed = ", ".join(f"{part:.3g} from {name}" for name, part in parts.items())
     return (
-        f"vacuous: {bound:.4g} is not below {chance:.4g}, the error of guessing; {blame}. The budget is {budget:.4g} "
+        f"vacuous: {bound:.4g} is not below {chance:.4g}, {trivial}; {blame}. The budget is {budget:.4g} "
         f"nats per sample ({listed}), where {allowed} would do beside a training error of at most {error:.3g}"
     )
 
