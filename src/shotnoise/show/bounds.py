@@ -8,10 +8,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from shotnoise.errors import InputError
-from shotnoise.show.axes import legend, looks, note, positive
+from shotnoise.show.axes import STEP_LABEL, legend, looks, note, positive
 from shotnoise.show.style import BLACK, GREEN, GREY, ORANGE, SKY, VERMILLION, house_style, new_figure
+from shotnoise.show.sweeps import DASHES
 
 DRAWN = {"chernoff": (VERMILLION, "--"), "printed, c = 1/10": (ORANGE, ":"), "batches, chernoff": (GREEN, "-.")}
 NAMES = {
@@ -19,7 +21,9 @@ NAMES = {
     "printed, c = 1/10": "noise model, printed form, $c=1/10$",
     "batches, chernoff": "real batches, Chernoff",
 }
+SHORT = {"chernoff": "Chernoff", "printed, c = 1/10": "printed", "batches, chernoff": "batches"}
 BINS = 40
+FURTHEST = 12  # standard deviations from the mean up to which a bound is drawn; farther ones are named
 
 
 @house_style()
@@ -56,19 +60,26 @@ def _change(axes: Axes, here: xr.Dataset, tail: float) -> None:
     change = here["loss_change"].values
     kept = np.isfinite(change)
     weights = here["probability"].values[kept] if "probability" in here.coords else None
+    mean, spread = float(here["loss_change_mean"]), float(here["loss_change_variance"]) ** 0.5
     axes.hist(change[kept], bins=BINS, weights=weights, density=True, color=SKY, alpha=0.6, gid="changes")
     low, high = (float(here[f"loss_change_{end}"].sel(form="batch")) for end in ("lower", "upper"))
     axes.axvspan(low, high, color=GREY, alpha=0.25, lw=0, gid="interval")
-    axes.axvline(float(here["loss_change_mean"]), color=BLACK, lw=1.0, gid="mean")
+    axes.axvline(mean, color=BLACK, lw=1.0, gid="mean")
     at = here["loss_change_bound"].sel(side="upper").sel(tail_probability=tail, method="nearest")
+    reach, beyond = max(mean + FURTHEST * spread, float(change[kept].max())), []
     for name, (colour, style) in DRAWN.items():
-        axes.axvline(float(at.sel(bound=name)), color=colour, ls=style, gid=f"bound {name}")
+        bound = float(at.sel(bound=name))
+        if bound <= reach or spread == 0:
+            axes.axvline(bound, color=colour, ls=style, gid=f"bound {name}")
+        else:
+            beyond.append(f"{SHORT[name]} at {(bound - mean) / spread:.0f}")
     axes.axvline(0.0, color=GREY, lw=0.6)
     axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 3))
     axes.locator_params(axis="x", nbins=5)
     axes.set_yticks([])
     axes.set_xlabel("change of the loss $\\Delta$")
-    note(axes, f"step {int(here['step']):,}" if "step" in here.coords else "")
+    step = [f"step {int(here['step']):,}"] if "step" in here.coords else []
+    note(axes, "; ".join([*step, *([f"in std: {', '.join(beyond)}"] if beyond else [])]))
 
 
 @house_style()
@@ -83,13 +94,16 @@ def loss_process(result: xr.Dataset) -> Figure:
         axes.plot(result["step"], run, color=GREY, lw=0.7, alpha=0.7)
     names, bounds = result["noise"].values, result["martingale_bound"]
     shown = [name for name in names if np.isfinite(bounds.sel(noise=name)).all()]
-    for name, look in zip(shown, looks(len(shown)), strict=True):
+    for k, (name, look) in enumerate(zip(shown, looks(len(shown)), strict=True)):
         bound = bounds.sel(noise=name, tail_probability=tail).values
         for sign in (1, -1):
-            axes.plot(result["step"], sign * bound, color=look.colour, gid=f"bound {name} {sign}")
-    axes.set_xlabel("step $t$ (updates done)")
+            axes.plot(result["step"], sign * bound, color=look.colour, ls=DASHES[k % 4], gid=f"bound {name} {sign}")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel(STEP_LABEL)
     axes.set_ylabel("loss less its expected changes\n$N_t$")
-    handles = [Line2D([], [], color=GREY)] + [Line2D([], [], color=look.colour) for look in looks(len(shown))]
+    handles = [Line2D([], [], color=GREY)] + [
+        Line2D([], [], color=look.colour, ls=DASHES[k % 4]) for k, look in enumerate(looks(len(shown)))
+    ]
     legend(figure, handles, ["runs", *(f"{name}, {100 * tail:g} %" for name in shown)])
     return figure
 
