@@ -1,11 +1,13 @@
 """Tails with explicit constants: against exact laws, sampling at a stated false-alarm rate, and broken constants."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import integrate, special, stats
 
 from shotnoise.predict.bounds import QuadraticForm
-from shotnoise.predict.bounds.step import Step, batch_tails
+from shotnoise.predict.bounds.step import BatchDeviation, Step, batch_tails
 from shotnoise.predict.bounds.tails import BERNSTEIN, CHERNOFF, PRINTED, SUB_GAMMA, BatchTail, NoiseTail
 
 FORMS = (SUB_GAMMA, BERNSTEIN, CHERNOFF, PRINTED)
@@ -134,6 +136,28 @@ class TestRealBatches:
             assert (means >= 0.3 * tail.threshold(0.1, form)).mean() > 0.1  # a third of it is too little
         assert tail.threshold(0.01, CHERNOFF) <= tail.threshold(0.01, BERNSTEIN)
         assert tail.threshold(1e-9, CHERNOFF) == pytest.approx(tail.largest)
+
+    @pytest.mark.parametrize("replacement", [True, False])
+    def test_the_length_of_the_noise(self, replacement):
+        """Talagrand's inequality on 30 heavy-tailed gradients, batches of 4, on either side; without its deviations it
+        fails."""
+        rng = np.random.default_rng(0)
+        G = rng.normal(size=(30, 6)) * rng.pareto(2.5, size=(30, 1)) + 0.2
+        mu, m, rate, L, draws = G.mean(0), 4, 0.3, 2.0, 20_000
+        step = Step.of_gradients(G)
+        picks = rng.integers(30, size=(draws, m)) if replacement else rng.random((draws, 30)).argsort(1)[:, :m]
+        g = G[picks].mean(1)
+        noise = rate**2 * L / 2 * (g**2).sum(1)
+        for sign in (1.0, -1.0):
+            change = sign * -rate * g @ mu + noise  # the worst that an L-smooth loss can do
+            bound = BatchDeviation.of(G - mu, step, G @ mu, rate, L, m, sign)
+            for p in (0.2, 0.05, 0.01):
+                assert not violated(int((change >= bound.bound(p)).sum()), draws, p)
+            still = replace(bound.line, values=np.zeros(30))
+            flat = replace(bound, line=still, radius=np.sqrt(bound.trace / m))
+            assert violated(int((change >= flat.bound(0.05)).sum()), draws, 0.05)
+        many = [replace(bound, line=replace(bound.line, batch_size=size)).bound(0.01) for size in (10, 100, 10_000)]
+        assert many[0] > many[1] > many[2] > bound.centre
 
     def test_nothing_varies(self):
         tail = BatchTail(np.ones(4), 2)

@@ -15,13 +15,13 @@ from shotnoise.show.axes import STEP_LABEL, legend, looks, note, positive
 from shotnoise.show.style import BLACK, GREEN, GREY, ORANGE, SKY, VERMILLION, house_style, new_figure
 from shotnoise.show.sweeps import DASHES
 
-DRAWN = {"chernoff": (VERMILLION, "--"), "printed, c = 1/10": (ORANGE, ":"), "batches, chernoff": (GREEN, "-.")}
+DRAWN = {"chernoff": (VERMILLION, "--"), "printed, c = 1/10": (ORANGE, ":"), "batches": (GREEN, "-.")}
 NAMES = {
     "chernoff": "noise model, Chernoff",
     "printed, c = 1/10": "noise model, printed form, $c=1/10$",
-    "batches, chernoff": "real batches, Chernoff",
+    "batches": "real batches, the best bound",
 }
-SHORT = {"chernoff": "Chernoff", "printed, c = 1/10": "printed", "batches, chernoff": "batches"}
+SHORT = {"chernoff": "Chernoff", "printed, c = 1/10": "printed", "batches": "batches"}
 BINS = 40
 FURTHEST = 12  # standard deviations from the mean up to which a bound is drawn; farther ones are named
 
@@ -68,7 +68,7 @@ def _change(axes: Axes, here: xr.Dataset, tail: float) -> None:
     at = here["loss_change_bound"].sel(side="upper").sel(tail_probability=tail, method="nearest")
     reach, beyond = max(mean + FURTHEST * spread, float(change[kept].max())), []
     for name, (colour, style) in DRAWN.items():
-        bound = float(at.sel(bound=name))
+        bound = float(at.where(at["bound_model"] == "real batches").min() if name == "batches" else at.sel(bound=name))
         if bound <= reach or spread == 0:
             axes.axvline(bound, color=colour, ls=style, gid=f"bound {name}")
         else:

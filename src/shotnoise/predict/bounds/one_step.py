@@ -15,7 +15,7 @@ from shotnoise.predict.bounds import batches as batching
 from shotnoise.predict.bounds import tails
 from shotnoise.predict.bounds.second_order import SecondOrder
 from shotnoise.predict.bounds.smoothness import smoothness_on_steps
-from shotnoise.predict.bounds.step import Step, batch_tails
+from shotnoise.predict.bounds.step import BatchDeviation, Step, batch_tails
 from shotnoise.problem import Problem
 from shotnoise.sampling import Sampling, WithReplacement
 
@@ -25,6 +25,7 @@ MOST_PRODUCTS = 600  # Hessian-vector products that the second order may cost
 ROUNDING = 1e-9  # of the spread of the changes: less is no violation
 NOISE_FORMS = (tails.SUB_GAMMA, tails.BERNSTEIN, tails.CHERNOFF, tails.PRINTED)
 BATCH_FORMS = {"batches, bernstein": tails.BERNSTEIN, "batches, chernoff": tails.CHERNOFF}
+BOUNDS = (*NOISE_FORMS, *BATCH_FORMS, "batches, talagrand")
 SIDES = ("upper", "lower")
 NOISES = ("batches", "gaussian", "sphere")
 
@@ -134,7 +135,7 @@ def one_step(
     coordinates = {
         "form": ["batch", "printed"],
         "side": list(SIDES),
-        "bound": [*NOISE_FORMS, *BATCH_FORMS],
+        "bound": list(BOUNDS),
         "bound_model": ("bound", models),
         "tail_probability": np.asarray(tail_probabilities, np.float64),
         "noise": list(NOISES),
@@ -208,14 +209,17 @@ def _bounds(
     """Absolute bounds (side, bound, probability), what no batch exceeds (side,), and what each bound is about."""
     mu = gradients.mean(0)
     ends = step.expectation(rate, L, kappa)[::-1]
-    real = batch_tails((gradients**2).sum(1), gradients @ mu, rate, L, m)
+    along = gradients @ mu
+    real = batch_tails((gradients**2).sum(1), along, rate, L, m)
     rows, limits = [], []
     for sign, end, noise, batch in zip((1.0, -1.0), ends, step.tails(rate, L, kappa), real, strict=True):
+        length = BatchDeviation.of(gradients - mu, step, along, rate, L, m, sign)
         own = [[end + sign * noise.threshold(p, form) for p in probabilities] for form in NOISE_FORMS]
         own += [[sign * (batch.mean + batch.threshold(p, f)) for p in probabilities] for f in BATCH_FORMS.values()]
+        own.append([sign * length.bound(p) for p in probabilities])
         rows.append(own)
         limits.append(sign * (batch.mean + batch.largest))
-    return np.array(rows), limits, ["noise model"] * len(NOISE_FORMS) + ["real batches"] * len(BATCH_FORMS)
+    return np.array(rows), limits, ["noise model"] * len(NOISE_FORMS) + ["real batches"] * (len(BATCH_FORMS) + 1)
 
 
 def _violations(drawn: _Drawn, gradients: Array, rate: float, L: float) -> Array:
@@ -293,8 +297,7 @@ def _words(
     finite = np.isfinite(slack)
     spread = f"{slack[finite].min():.2g} to {slack[finite].max():.2g}" if finite.any() else "no"
     noisy = (bounds[0] < 0).any(1)
-    names = [*NOISE_FORMS, *BATCH_FORMS]
-    promising = ", ".join(name for name, some in zip(names, noisy, strict=True) if some)
+    promising = ", ".join(name for name, some in zip(BOUNDS, noisy, strict=True) if some)
     promise = (
         f"descent is promised with a probability by: {promising}" if promising else "vacuous as a promise of descent"
     )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shotnoise.predict.bounds.tails import BatchTail, NoiseTail
+from shotnoise.predict.bounds.tails import CHERNOFF, BatchTail, NoiseTail
 
 Array = NDArray[np.float64]
 ROUNDING = 1e-13  # of the largest eigenvalue of Sigma: below it an eigenvalue is rounding
@@ -85,3 +85,43 @@ def batch_tails(
     """
     gain, noise = learning_rate * along, 0.5 * learning_rate**2 * smoothness * norms
     return BatchTail(noise - gain, batch_size), BatchTail(gain + noise, batch_size)
+
+
+@dataclass(frozen=True)
+class BatchDeviation:
+    """Real batches again, centred at U_+ instead of the mean of Y: the noise enters by the length of its mean.
+
+    change - U <= lin + (eta^2 L / 2) |xi|^2,   U = -eta |mu|^2 + (eta^2 L / 2) |mu|^2,   xi the batch mean of g_i - mu
+    lin: the batch mean of -eta (1 - eta L) <mu, g_i - mu>, by Chernoff's bound for p / 2, and for the other half
+    |xi| <= sqrt(Tr Sigma / m) + sqrt(2 x (|Sigma|_2 + 2 R sqrt(Tr Sigma / m)) / m) + R x / (3 m),    R = max |g_i - mu|
+
+    x = ln 2/p: Talagrand's inequality with Bousquet's constants (2002) for sup over unit u of <u, xi>; without
+    replacement too, exp(t |.|) being convex (Hoeffding 1963). Downwards with 1 + eta L and U from below.
+    """
+
+    centre: float
+    line: BatchTail
+    curvature: float
+    trace: float
+    norm: float
+    radius: float
+
+    @classmethod
+    def of(
+        cls, centred: Array, step: Step, along: Array, rate: float, L: float, m: int, sign: float
+    ) -> "BatchDeviation":
+        """sign: +1 upwards, -1 downwards. centred: g_i - mu (n, p); along: <g_i, mu> (n,)."""
+        square = step.gradient_norm_sq
+        line = BatchTail(-sign * rate * (1 - sign * rate * L) * (along - square), m)
+        noise = 0.5 * rate**2 * L
+        norm = float(step.eigenvalues.max(initial=0.0))
+        radius = float(np.sqrt((centred**2).sum(1).max()))
+        return cls(-sign * rate * square + noise * square, line, noise, step.noise_trace, norm, radius)
+
+    def bound(self, probability: float) -> float:
+        """Of sign times the change."""
+        m, x = self.line.batch_size, np.log(2 / probability)
+        mean = np.sqrt(self.trace / m)
+        length = mean + np.sqrt(2 * x * (self.norm + 2 * self.radius * mean) / m) + self.radius * x / (3 * m)
+        length = min(float(length), self.radius)
+        return self.centre + self.line.threshold(probability / 2, CHERNOFF) + self.curvature * length**2
