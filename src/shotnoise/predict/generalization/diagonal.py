@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from shotnoise import losses
 from shotnoise.errors import InputError
+from shotnoise.evaluation import Evaluation, quiet
 from shotnoise.named import Sum
 from shotnoise.problem import Problem
 
@@ -64,8 +65,9 @@ def piecewise_linear(model: nn.Module) -> bool:
 def _gauss_newton_diagonal(problem: Problem) -> Array | None:
     """None where the outputs are no matrix."""
     squared = problem.loss_name == "mse"
-    with torch.no_grad():
-        outputs = problem.model(problem.samples.batch(torch.arange(1))[0].to(problem.device))
+    with quiet(), torch.no_grad():
+        evaluation = Evaluation(problem.model, problem.loss_spec)
+        outputs = evaluation.outputs(evaluation.place(problem.samples.batch(torch.arange(1)))[0])
     if outputs.ndim != 2:
         return None
     own, total = problem.replica(), Sum()
