@@ -7,6 +7,7 @@ import typer
 from rich.text import Text
 
 from shotnoise import __version__
+from shotnoise.cli.advising import advise
 from shotnoise.cli.common import ERR, OUT
 from shotnoise.cli.informing import info
 from shotnoise.cli.measuring import measure
@@ -19,6 +20,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.command()(measure)
 app.add_typer(predict, name="predict")
 app.command()(simulate)
+app.command()(advise)
 app.add_typer(reproduce, name="reproduce")
 app.command()(info)
 

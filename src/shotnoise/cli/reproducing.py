@@ -114,6 +114,34 @@ def teacher_student(
     _deliver(found, out)
 
 
+@reproduce.command("gauss-bounds")
+def gauss_bounds(
+    figure: Annotated[str, typer.Argument(help="loss-change, fig11 or fig25; all for one after the other.")] = "all",
+    preset: Annotated[str, typer.Option(help="quick, or paper for 10,000 runs.")] = "quick",
+    out: Annotated[Path, typer.Option(help="Folder for figures, pages, numbers and the runs.")] = Path(
+        "reproduce/gauss-bounds"
+    ),
+    seed: Annotated[int, typer.Option(help="Of data, weights and batches.")] = 0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default one per core.")] = None,
+) -> None:
+    """Bounds of "Hessian based analysis of SGD for deep nets" on Gauss-10: one step, generalization."""
+    _folder(out)
+    made = []
+    for name in recipes.GAUSS_BOUNDS if figure == "all" else [figure]:
+        try:
+            with warnings_as_lines(), ensemble_progress(ERR) as progress:
+                made.append(
+                    recipes.gauss_bounds(out, name, preset=preset, seed=seed, workers=workers, progress=progress)
+                )
+        except KeyboardInterrupt:
+            tell(ERR, f"interrupted: finished runs are kept in {out}; the same command continues", "bold red")
+            raise typer.Exit(130) from None
+        _folder(out / name)
+        _show(made[-1], out / name)
+    if not all(found.holds for found in made):
+        raise typer.Exit(1)
+
+
 def _deliver(found: Reproduction, out: Path) -> None:
     _show(found, out)
     if not found.holds:

@@ -1,6 +1,8 @@
 """Figures, tables, sentences and a page from stored results. Nothing here measures anything."""
 
 from shotnoise.files import check_writable
+from shotnoise.show.advice import advice_sheet
+from shotnoise.show.bounds import distributions, loss_change, loss_process
 from shotnoise.show.ensembles import ensemble
 from shotnoise.show.figures import conditional_variance, figures, noise_share, spectrum
 from shotnoise.show.layers import layers
@@ -32,15 +34,19 @@ from shotnoise.show.tails import tail_stability
 
 __all__ = [
     "ProgressReport",
+    "advice_sheet",
     "against_batch_size",
     "check_writable",
     "conditional_variance",
+    "distributions",
     "ellipses",
     "ensemble",
     "exponents",
     "figures",
     "house_style",
     "layers",
+    "loss_change",
+    "loss_process",
     "noise_scale",
     "noise_share",
     "polynomial",
