@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from shotnoise import losses as losses_module
 from shotnoise.errors import InputError
-from shotnoise.evaluation import Evaluation, gradient, quiet
-from shotnoise.named import Named, Sum, add, dot
+from shotnoise.evaluation import Evaluation, Slope, gradient, quiet
+from shotnoise.named import Named, Sum, add
 from shotnoise.per_sample import examination, finite, trust
 from shotnoise.per_sample.chunk import Chunk, evaluate
 from shotnoise.per_sample.explicit import elementary_kernels
@@ -116,7 +116,7 @@ class Problem:
     def losses(self, indices: Tensor | None = None) -> Tensor:
         """The loss of each sample, penalty included, (m,). indices: which samples; None is all of them."""
         self._require_measurable()
-        size, evaluation, penalty = self._chunk_size or LOSS_CHUNK, self._evaluation(), self.penalty
+        size, evaluation, penalty = self._chunk_size or LOSS_CHUNK, self.evaluation(), self.penalty
         with quiet(), torch.no_grad():
             parts = [evaluation.losses(*self._batch(evaluation, i)) for i in self.chunks(indices, size)]
         return torch.cat(parts) + penalty
@@ -130,7 +130,7 @@ class Problem:
         size = self.chunk_size
         count, total = self.n if indices is None else len(indices), Sum()
         with quiet():
-            evaluation = self._evaluation()
+            evaluation = self.evaluation()
             for chunk in self.chunks(indices, size):
                 losses = evaluation.losses(*self._batch(evaluation, chunk))
                 finite.require_losses(losses, chunk)
@@ -159,24 +159,32 @@ class Problem:
         self, vectors: Sequence[Mapping[str, Tensor]], indices: Tensor | None = None
     ) -> list[Named]:
         """H v for several vectors, which share the forward pass and the first backward pass over each chunk."""
-        size, totals = self.chunk_size, [Sum() for _ in vectors]
+        if not vectors:
+            return []
         count = self.n if indices is None else len(indices)
-        with quiet(), elementary_kernels():
-            evaluation = self._evaluation()
-            wanted = [self._require_vector(vector) for vector in vectors]
-            for chunk in self.chunks(indices, size):
-                losses = evaluation.losses(*self._batch(evaluation, chunk))
-                finite.require_losses(losses, chunk)
-                slope = gradient(losses.sum(), evaluation.leaves, create_graph=True)
-                for k, (vector, total) in enumerate(zip(wanted, totals, strict=True)):
-                    total.add(gradient(dot(slope, vector), evaluation.leaves, retain_graph=k + 1 < len(wanted)))
-        products = [total.over(count) for total in totals]
+        with quiet():
+            wanted = torch.stack([self.flatten(self._require_vector(vector)) for vector in vectors])
+            total = torch.zeros_like(wanted)
+            for slope, _ in self.slopes(indices):
+                total += slope.products(wanted, last=True)
+            products = [self.unflatten(row) for row in total / count + self.l2 * wanted]
         for product in products:
             finite.require_sums(product, "Hessian-vector product")
-        return [
-            {name: g + self.l2 * vector[name] for name, g in product.items()}
-            for product, vector in zip(products, wanted, strict=True)
-        ]
+        return products
+
+    def slopes(self, indices: Tensor | None = None) -> Iterator[tuple[Slope, Tensor]]:
+        """Chunk by chunk the summed gradient of the data losses with its graph, and the samples it is of.
+
+        Raises InputError for a model or a loss that cannot be differentiated twice.
+        """
+        size = self.chunk_size
+        evaluation = self.evaluation()
+        for chunk in self.chunks(indices, size):
+            with quiet(), elementary_kernels():
+                losses = evaluation.losses(*self._batch(evaluation, chunk))
+                finite.require_losses(losses, chunk)
+                slope = Slope(losses.sum(), evaluation.leaves)
+            yield slope, chunk
 
     def replica(self) -> "Problem":
         """The same problem with a copy of the model, whose weights may be changed; the data are shared."""
@@ -201,7 +209,7 @@ class Problem:
         """
         findings = self._findings
         size = self._chunk_size_for(findings)
-        evaluation = self._evaluation()
+        evaluation = self.evaluation()
         for chunk in self.chunks(indices, min(size, at_most or size)):
             batch = self._batch(evaluation, chunk)
             yield evaluate(evaluation, batch, chunk, findings.distrusted, with_gradient, check)
@@ -255,7 +263,8 @@ class Problem:
             raise InputError(f"a vector needs one tensor per parameter, {expected}; got {found}")
         return {name: vector[name].detach().clone() for name in expected}
 
-    def _evaluation(self, dtype: torch.dtype | None = None) -> Evaluation:
+    def evaluation(self, dtype: torch.dtype | None = None) -> Evaluation:
+        """Model, loss and present weights as a pure function of samples."""
         return Evaluation(self.model, self.loss_spec, dtype)
 
     def _batch(self, evaluation: Evaluation, indices: Tensor) -> tuple[Batch, Batch]:
@@ -266,7 +275,7 @@ class Problem:
         state = trust.state_of(self.model)
         if self._measurable != state:
             trust.require_usable(self.model)
-            examination.require_measurable(self._evaluation, self.samples)
+            examination.require_measurable(self.evaluation, self.samples)
             self._measurable = state
 
     @property
@@ -275,7 +284,7 @@ class Problem:
         state = trust.state_of(self.model)
         if self._examined is None or self._examined[0] != state:
             self._require_measurable()
-            self._examined = (state, examination.examine(self._evaluation, self.samples))
+            self._examined = (state, examination.examine(self.evaluation, self.samples))
         return self._examined[1]
 
 
