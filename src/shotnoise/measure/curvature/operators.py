@@ -21,6 +21,7 @@ from torch import Tensor
 from shotnoise.errors import InputError
 from shotnoise.evaluation import Slope, gradient, quiet
 from shotnoise.measure.covariance import SecondMoment
+from shotnoise.measure.curvature.trial import require_twice_differentiable
 from shotnoise.measure.curvature.written_out import WrittenOut, written_out
 from shotnoise.measure.spectra.operator import MEMORY, Symmetric
 from shotnoise.per_sample import finite
@@ -39,6 +40,8 @@ class Kept(Symmetric):
         super().__init__(problem.parameter_count, problem.dtype, problem.device)
         problem.examine()
         self.problem, self.layers = problem, written_out(problem)
+        if self.layers is None:
+            require_twice_differentiable(problem)
         self.keeps = problem.n * problem.bytes_per_sample * GRAPH <= memory
         each = min(problem.n, problem.chunk_size) * problem.bytes_per_sample + 4 * problem.parameter_count
         self._block = max(1, min(256, BLOCK_BYTES // max(1, each)))
@@ -95,11 +98,6 @@ class Hessian(Kept):
 
     def _by_autograd(self) -> Iterator[tuple[int, Multiply]]:
         for slope, indices in self.problem.slopes():
-            if slope.is_constant:
-                raise InputError(
-                    f"the gradient of the loss {self.problem.loss_name!r} does not depend on the weights: it is "
-                    "piecewise linear in them, without a second derivative to speak of; curvature needs one that bends"
-                )
             yield len(indices), _with_penalty(slope, len(indices), self.problem.l2)
 
 

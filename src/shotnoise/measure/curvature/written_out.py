@@ -145,6 +145,7 @@ class WrittenOut:
         Rd = self._loss_curvature(Rh[-1], many).mul_(hessian) if hessian else torch.zeros(())
         if self.l2 and moment:
             t = t + (v * self._shift(many)).sum(-1)[..., None]
+        t = t * moment
         for k in range(len(self.layers) - 1, -1, -1):
             layer, z = self.layers[k], self._widened(self.z[k], many)
             left = Rd

@@ -68,7 +68,8 @@ def spectral_density(
     steps = min(steps, operator.shape[0])
     nodes, weights = quadratures(operator, steps, probes, seed)
     low, high = nodes.min(), nodes.max()
-    width = max((high - low) / 100, np.finfo(float).tiny, 1e-12 * abs(high)) if width is None else width
+    if width is None:
+        width = max((high - low) / 100, 1e-6 * max(abs(low), abs(high))) or 1.0
     if not width > 0:
         raise InputError(f"width={width}: a positive smoothing")
     grid = np.linspace(low - MARGIN * width, high + MARGIN * width, points)

@@ -80,8 +80,10 @@ def chance_overlap(dimensions: int, p: int) -> float:
 
 
 def chance_cosine(a: int, q: int, p: int) -> float:
-    """About the largest cosine between random spaces of a and q of p dimensions, at most one."""
-    return min(1.0, float(np.sqrt(a / p) + np.sqrt(q / p)))
+    """The largest cosine between random spaces of a and q of p dimensions, in the limit of many (Wachter 1980)."""
+    if a + q >= p:
+        return 1.0
+    return float(np.sqrt(a / p * (1 - q / p)) + np.sqrt(q / p * (1 - a / p)))
 
 
 def vector_angles(first: Array, second: Array) -> Array:
