@@ -22,7 +22,7 @@ from shotnoise.errors import InputError
 Product = Callable[[Tensor], Tensor]  # (R, b, p) -> (R, b, p), one symmetric operator for each of the R
 End = Literal["largest", "smallest", "both"]
 ENDS = ("largest", "smallest", "both")
-CHECKS = 4  # products between looks at the Ritz pairs, at the least
+PACE = 1.15  # growth of the basis between looks at the Ritz pairs, which cost more the larger it is
 CONFIRMING = 16  # products that may still show a pair that was passed over
 LOST = 1e-10  # of its length: a block of which orthogonalisation leaves less lies within the basis
 
@@ -105,13 +105,15 @@ class _Space:
     def extend(self, end: End, k: int, tolerance: float, most: int, at_least: int = 0) -> bool:
         """Grow until the wanted pairs have converged; False where `most` products did not suffice."""
         wanted, first = (2 * k if end == "both" else k), self.products + at_least
+        look = wanted + 2
         while not self.is_complete and self.products + self.block <= most:
             if self.is_full:
                 self.restart(_kept(end, wanted, self))
+                look = int(PACE * self.size) + 1
             self.grow()
-            due = self.is_full or self.products % max(CHECKS, self.block) < self.block
-            if not due or self.size < min(wanted, self.p) or self.products < first:
+            if self.products < first or not (self.is_full or self.size >= look):
                 continue
+            look = int(PACE * self.size) + 1
             picked = _picked(end, k, self.size)
             if self.seems_converged(picked, tolerance) and self.is_converged(picked, tolerance):
                 return True
