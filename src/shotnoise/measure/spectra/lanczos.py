@@ -5,9 +5,9 @@
 
 Every new block is orthogonalised against the whole basis, at least twice. When the basis is full, the best Ritz
 vectors and the block that comes next are what it starts again from (Krylov-Schur; Stewart 2002, Wu and Simon 2000). A
-Krylov space sees of a multiple eigenvalue only as many copies as its blocks are wide: what has converged is confirmed by a few more
-products from a fresh random block, until these find nothing new. Copies close to the rest of the spectrum can still be
-passed over, as by every Krylov method; dense matrices cannot hide any.
+Krylov space sees of a multiple eigenvalue only as many copies as its blocks are wide: what has converged is confirmed
+by a few more products with one random direction more per block, until these find nothing new. Copies close to the rest
+of the spectrum can still be passed over, as by every Krylov method; dense matrices cannot hide any.
 """
 
 from collections.abc import Callable
