@@ -1,6 +1,6 @@
 """What theory says before any training: exact answers where they exist, approximations that say so elsewhere."""
 
-from shotnoise.predict import networks, stationary
+from shotnoise.predict import diffusion, networks, stationary
 from shotnoise.predict.batch_polynomial import BatchPolynomial
 from shotnoise.predict.batch_report import batch_size_report
 from shotnoise.predict.linear_regression import (
@@ -16,6 +16,7 @@ __all__ = [
     "BatchPolynomial",
     "RegressionPolynomials",
     "batch_size_report",
+    "diffusion",
     "networks",
     "propagation",
     "regression",
