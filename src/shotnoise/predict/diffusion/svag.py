@@ -40,9 +40,9 @@ def svag(
     WithReplacement(). record: after which steps, default the last alone. All amplifications have random numbers of
     their own, so that results at different l are independent.
 
-    Returns by (amplification, step) `loss` over the data, `mean_weights` and `weights_variance`, with standard errors;
-    `distance`, of each loss to that at the largest l, in standard errors of the difference. Costs steps * sum(l)
-    batches of twice the size per run.
+    Returns by (amplification, step) `loss` over the data, `log_loss`, the mean of its logarithm, which a few runs that
+    run away do not rule, `mean_weights` and `weights_variance`, with standard errors; `distance`, of each loss to that
+    at the largest l, in standard errors of the difference. Costs steps * sum(l) batches of twice the size per run.
 
     >>> line = torch.nn.Linear(1, 1, bias=False, dtype=torch.float64)
     >>> x = torch.linspace(-1, 1, 8, dtype=torch.float64)[:, None]
@@ -116,10 +116,12 @@ def _amplified(
             w = w - rate / level * network.on_batches(w, indices, coefficients.expand(runs, -1))
     weights, found = np.array(kept), np.array(losses)
     squares = ((weights - weights.mean(1, keepdims=True)) ** 2).sum(2)
-    root = np.sqrt(runs)
+    root, logs = np.sqrt(runs), np.log(np.maximum(found, np.finfo(float).tiny))
     return {
         "loss": (("step",), found.mean(1)),
         "loss_stderr": (("step",), found.std(1, ddof=1) / root),
+        "log_loss": (("step",), logs.mean(1)),
+        "log_loss_stderr": (("step",), logs.std(1, ddof=1) / root),
         "mean_weights": (("step", "parameter"), weights.mean(1)),
         "mean_weights_stderr": (("step", "parameter"), weights.std(1, ddof=1) / root),
         "weights_variance": (("step",), squares.sum(1) / (runs - 1)),
