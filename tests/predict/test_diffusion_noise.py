@@ -258,6 +258,7 @@ def test_verdict_on_normality_and_epochs():
     """A single sample's gradient is far from normal, sixty together are near; epochs are not white at any rate."""
     problem = line(noise=2.0)
     rough, smooth = (checks(df.validity(problem, 0.02, b))["normality"] for b in (1, 30))
+    assert df.validity(problem, 0.01, 1)["status"].item() == "diffusion, but for its tails"
     assert not rough[1] and smooth[1] and rough[0] > 5 * smooth[0]
     epochs = checks(df.validity(problem, 0.02, 10, sampling=EPOCHS))["independence"]
     assert epochs[0] > 0.5 and not epochs[1]

@@ -1,6 +1,7 @@
 """Figures, tables, sentences and a page from stored results. Nothing here measures anything."""
 
 from shotnoise.files import check_writable
+from shotnoise.show.diffusion import current, densities
 from shotnoise.show.ensembles import ensemble
 from shotnoise.show.figures import conditional_variance, figures, noise_share, spectrum
 from shotnoise.show.layers import layers
@@ -26,6 +27,8 @@ __all__ = [
     "against_batch_size",
     "check_writable",
     "conditional_variance",
+    "current",
+    "densities",
     "ellipses",
     "ensemble",
     "figures",

@@ -19,6 +19,7 @@ TOLERABLE = 0.1  # relative error of a second moment
 SHAPE = 0.5  # skewness or excess kurtosis of the batch noise
 LOSS = 0.05  # relative change of the mean loss under amplification
 DIRECTIONS = 5  # leading ones of the noise in which its shape is looked at
+FIT, BULK, UNFIT = "diffusion", "diffusion, but for its tails", "not a diffusion"
 REASONS = {
     "step size": "eta h / (2 (1 + mu)) for the largest curvature h: the relative error of the first-order diffusion in "
     "the variance along that direction; SGD diverges at 1",
@@ -47,8 +48,9 @@ def validity(
     """Checks of the first-order diffusion for this problem at the weights that the model has.
 
     By `check`: `value`, `value_stderr` where it is an estimate, `threshold` (10 % for second moments, 5 % for losses,
-    0.5 for skewness and excess kurtosis), `passed` and `reason`; and `status`: "diffusion" where all pass, "not a
-    diffusion" otherwise. The checks, where they apply:
+    0.5 for skewness and excess kurtosis), `passed` and `reason`; and `status`: "diffusion" where all pass, "diffusion,
+    but for its tails" where the batch noise alone is not normal, which moments do not feel, "not a diffusion"
+    otherwise. The checks, where they apply:
 
     "step size"           from the largest curvature, by the power method
     "stationary moments"  squared loss, one output linear in up to 40 weights, no momentum: exact
@@ -94,7 +96,7 @@ def validity(
         "threshold": (("check",), thresholds),
         "passed": (("check",), passed),
         "reason": (("check",), [REASONS[name] for name in names]),
-        "status": ((), "diffusion" if passed.all() else "not a diffusion"),
+        "status": ((), _status(dict(zip(names, passed.tolist(), strict=True)))),
     }
     attributes = {
         "theory": "first-order diffusion of SGD",
@@ -105,6 +107,12 @@ def validity(
         **results.provenance(problem),
     }
     return results.dataset(found, {"check": names}, attributes)
+
+
+def _status(passed: dict[str, bool]) -> str:
+    if not all(ok for name, ok in passed.items() if name != "normality"):
+        return UNFIT
+    return FIT if passed["normality"] else BULK
 
 
 def linear_model(network: Network) -> LinearModel | None:
