@@ -72,3 +72,29 @@ def test_figures_of_a_diffusion():
         show.densities(t["mean_weights"])
     with pytest.raises(sn.InputError, match="a current is drawn for two weights"):
         show.current(t)
+
+
+class TestPredictDiffusion:
+    OPTIONS = ("--hessian", "2,0.5;0.5,1", "--noise", "1,-0.3;-0.3,0.6", "--learning-rate", 0.1, "--batch-size", 4)
+
+    def test_a_minimum_to_table_and_files(self, run, tmp_path):
+        out, store = tmp_path / "d.json", tmp_path / "d.zarr"
+        code, said, err = run("predict", "diffusion", *self.OPTIONS, "--json", out, "--save", store)
+        assert code == 0, err
+        assert "-5.1 %" in said and "-9.9 %" in said and "0.01786" in said  # trace of X
+        assert "Nearest to SGD is the second order, corrected equation, off by 0.7 %." in said
+        assert "turning at up to 0.3007 per unit time, entropy is produced at 0.1634" in said
+        assert out.exists() and sn.load(store)["weight_covariance"].dims[0] == "theory"
+
+    def test_other_minima(self, run):
+        code, said, _ = run("predict", "diffusion", *self.OPTIONS, "--momentum", 0.9)
+        assert code == 0 and "Nearest to SGD is the underdamped equation, off by 2.7 %." in said
+        common = ("--learning-rate", 0.1, "--batch-size", 2)
+        code, said, _ = run("predict", "diffusion", "--hessian", "2,0;0,0", "--noise", "1,0;0,1", *common)
+        assert code == 0 and "flat directions gain a variance of 0.005000 with every update" in said
+        code, said, _ = run("predict", "diffusion", "--hessian", "2", "--noise", "1", *common)
+        assert code == 0 and "Hessian and noise commute" in said
+        code, said, _ = run("predict", "diffusion", "--hessian", "30", "--noise", "1", *common)
+        assert code == 0 and "SGD diverges" in said
+        code, _, err = run("predict", "diffusion", "--hessian", "2,1", "--noise", "1", *common)
+        assert code == 2 and "a square matrix, rows with semicolons" in err

@@ -2,6 +2,7 @@
 
 from shotnoise.files import check_writable
 from shotnoise.show.diffusion import current, densities
+from shotnoise.show.diffusion_table import diffusion_sentences, diffusion_sheet
 from shotnoise.show.ensembles import ensemble
 from shotnoise.show.figures import conditional_variance, figures, noise_share, spectrum
 from shotnoise.show.layers import layers
@@ -29,6 +30,8 @@ __all__ = [
     "conditional_variance",
     "current",
     "densities",
+    "diffusion_sentences",
+    "diffusion_sheet",
     "ellipses",
     "ensemble",
     "figures",

@@ -65,7 +65,7 @@ def integrate(
     _check_step(sde, weights, dt, substeps)
     generator = torch.Generator().manual_seed(seed)
     state, kept, losses = sde.start(weights), [], []
-    noise = _Normals(paths, sde.landscape.sources, generator)
+    noise = _Normals(paths, sde.landscape.sources, steps * substeps, generator)
     for k in range(steps + 1):
         if k in recorded:
             here = state[:, : sde.landscape.dimension]
@@ -89,27 +89,26 @@ def integrate(
 
 
 def advance(sde: Sde, t: float, state: Tensor, dt: float, z: Tensor, scheme: str) -> Tensor:
-    """One step with the normal numbers z (R, sources)."""
-    first = sde.increment(t, state, dt, z)
+    """One step with the normal numbers z (R, sources); `state` may be overwritten."""
     if scheme == "euler":
-        return first.add_(state)
+        return sde.advance(t, state, dt, z)
+    first = sde.increment(t, state, dt, z)
     return state + (first + sde.increment(t + dt, state + first, dt, z)) / 2
 
 
 class _Normals:
-    """Standard normal numbers (paths, sources), drawn for several steps together: the stream does not depend on how
-    many."""
+    """Standard normal numbers (paths, sources) for so many steps, drawn for several of them together."""
 
-    def __init__(self, paths: int, sources: int, generator: torch.Generator) -> None:
-        self.ahead, self.used = max(1, AHEAD // (paths * sources)), 0
-        self.block = torch.empty(self.ahead, paths, sources)
-        self.generator, self.used = generator, self.ahead
+    def __init__(self, paths: int, sources: int, steps: int, generator: torch.Generator) -> None:
+        ahead = min(steps, max(1, AHEAD // (paths * sources)))
+        self.block, self.used, self.left = torch.empty(ahead, paths, sources), ahead, steps
+        self.generator = generator
 
     def next(self) -> Tensor:
-        if self.used == self.ahead:
-            self.block.normal_(generator=self.generator)
+        if self.used == len(self.block):
+            self.block[: self.left].normal_(generator=self.generator)
             self.used = 0
-        self.used += 1
+        self.used, self.left = self.used + 1, self.left - 1
         return self.block[self.used - 1]
 
 

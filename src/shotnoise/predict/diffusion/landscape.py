@@ -18,7 +18,8 @@ from shotnoise.predict.diffusion.settings import Array, matrices
 
 Function = Callable[[Tensor], Tensor]
 ROUNDING = 1e-9  # of the largest eigenvalue: a covariance's negative eigenvalues below it are rounding
-ITERATIONS = 30  # of the power method for the largest curvature
+ITERATIONS = 30  # of the power method for the largest curvature, at most
+CLOSE = 1e-3  # what an iteration must still add to it, relative
 
 
 class Landscape:
@@ -100,6 +101,12 @@ class Landscape:
         sigma = self.factor(w)
         return found.add_((sigma @ z.to(w.dtype).unsqueeze(2)).squeeze(2), alpha=b)
 
+    def push(self, w: Tensor, z: Tensor, a: float, b: float) -> Tensor:
+        """w += `pull`, in place: new memory for every step is what costs most where weights are few."""
+        if self.constant is None:
+            return w.add_(self.pull(w, z, a, b))
+        return w.add_(self.gradient(w), alpha=a).add_(z @ self._scaled(b, z.dtype))
+
     def curved(self, w: Tensor, v: Tensor) -> Tensor:
         """The Hessian times v, row by row."""
         with torch.enable_grad():
@@ -114,8 +121,8 @@ class Landscape:
         size = 0.0
         for _ in range(ITERATIONS):
             v = self.curved(here, v / v.norm())
-            size = float(v.norm())
-            if not 0 < size < float("inf"):
+            before, size = size, float(v.norm())
+            if not 0 < size < float("inf") or abs(size - before) < CLOSE * size:
                 break
         return size
 

@@ -37,6 +37,10 @@ class Sde:
         """drift dt + diffusion sqrt(dt) z, at `state`."""
         raise NotImplementedError
 
+    def advance(self, t: float, state: Tensor, dt: float, z: Tensor) -> Tensor:
+        """One step of Euler's method, in place."""
+        return state.add_(self.increment(t, state, dt, z))
+
     def fastest(self, curvature: float) -> float:
         """The rate that a step dt must resolve, dt * rate < 2, where the largest curvature is this."""
         return curvature
@@ -47,6 +51,9 @@ class FirstOrder(Sde):
     """dtheta = -grad L dt + sqrt(temperature Sigma) dW"""
 
     temperature: float  # what stands before Sigma
+
+    def advance(self, t: float, state: Tensor, dt: float, z: Tensor) -> Tensor:
+        return self.landscape.push(state, z, -dt, (self.temperature * dt) ** 0.5)
 
     def increment(self, t: float, state: Tensor, dt: float, z: Tensor) -> Tensor:
         return self.landscape.pull(state, z, -dt, (self.temperature * dt) ** 0.5)
