@@ -239,7 +239,7 @@ def diffusion(
     json: Machine = None,
     save: Store = None,
 ) -> None:
-    """SGD near a minimum as a diffusion: covariance of the weights by every continuous model beside the discrete one."""
+    """SGD near a minimum as a diffusion: covariance of the weights by each continuous model and the discrete one."""
     for path in (json, save):
         if path is not None and not (path is save and path.is_dir()):
             check_writable(path)

@@ -22,7 +22,7 @@ from shotnoise.predict.diffusion.network import Network
 from shotnoise.predict.diffusion.sde import Sde
 
 SCHEMES = ("euler", "heun")
-AHEAD = 2**18  # normal numbers drawn at a time: what stays in a core's cache
+AHEAD = 2**17  # normal numbers drawn at a time: what stays in a core's cache
 
 
 def integrate(
@@ -134,7 +134,7 @@ def _initial(sde: Sde, initial: ArrayLike | Tensor | None, paths: int) -> Tensor
 
 def _check_step(sde: Sde, weights: Tensor, dt: float, substeps: int) -> None:
     try:
-        curvature = sde.landscape.largest_curvature(weights)
+        curvature = sde.landscape.largest_curvature(weights, close=0.05)
     except (RuntimeError, NotImplementedError):  # a gradient that torch cannot differentiate: found out on the way
         return
     fastest = sde.fastest(curvature)

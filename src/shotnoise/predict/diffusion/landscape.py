@@ -19,7 +19,6 @@ from shotnoise.predict.diffusion.settings import Array, matrices
 Function = Callable[[Tensor], Tensor]
 ROUNDING = 1e-9  # of the largest eigenvalue: a covariance's negative eigenvalues below it are rounding
 ITERATIONS = 30  # of the power method for the largest curvature, at most
-CLOSE = 1e-3  # what an iteration must still add to it, relative
 
 
 class Landscape:
@@ -114,15 +113,18 @@ class Landscape:
             slope = self.gradient(here)
             return torch.autograd.grad((slope * v).sum(), here)[0] if slope.requires_grad else torch.zeros_like(w)
 
-    def largest_curvature(self, w: Tensor) -> float:
-        """max |eigenvalue| of the Hessian at the first row, by the power method; a lower bound, mostly a close one."""
+    def largest_curvature(self, w: Tensor, close: float = 1e-3) -> float:
+        """max |eigenvalue| of the Hessian at the first row, by the power method; a lower bound, mostly a close one.
+
+        close: the relative gain of an iteration at which it stops.
+        """
         here = w[:1]
         v = torch.randn(here.shape, dtype=here.dtype, generator=torch.Generator().manual_seed(0))
         size = 0.0
         for _ in range(ITERATIONS):
             v = self.curved(here, v / v.norm())
             before, size = size, float(v.norm())
-            if not 0 < size < float("inf") or abs(size - before) < CLOSE * size:
+            if not 0 < size < float("inf") or abs(size - before) < close * size:
                 break
         return size
 
@@ -164,7 +166,7 @@ class Quadratic(Landscape):
     def curved(self, w: Tensor, v: Tensor) -> Tensor:
         return v @ self.hessian
 
-    def largest_curvature(self, w: Tensor) -> float:
+    def largest_curvature(self, w: Tensor, close: float = 0.0) -> float:
         return float(torch.linalg.eigvalsh(self.hessian).abs().max())
 
 
