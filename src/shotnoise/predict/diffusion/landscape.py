@@ -18,7 +18,7 @@ from shotnoise.predict.diffusion.settings import Array, matrices
 
 Function = Callable[[Tensor], Tensor]
 ROUNDING = 1e-9  # of the largest eigenvalue: a covariance's negative eigenvalues below it are rounding
-ITERATIONS = 30  # of the power method for the largest curvature, at most
+ITERATIONS = 100  # of the power method for the largest curvature, at most
 
 
 class Landscape:
@@ -113,7 +113,7 @@ class Landscape:
             slope = self.gradient(here)
             return torch.autograd.grad((slope * v).sum(), here)[0] if slope.requires_grad else torch.zeros_like(w)
 
-    def largest_curvature(self, w: Tensor, close: float = 1e-3) -> float:
+    def largest_curvature(self, w: Tensor, close: float = 1e-6) -> float:
         """max |eigenvalue| of the Hessian at the first row, by the power method; a lower bound, mostly a close one.
 
         close: the relative gain of an iteration at which it stops.
