@@ -26,6 +26,7 @@ PACKAGES = (
     "curvlinops-for-pytorch",
     "jax",
     "jaxlib",
+    "torchsde",
 )
 
 

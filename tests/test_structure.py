@@ -76,7 +76,9 @@ def test_the_python_of_the_readme_runs():
     assert "a larger batch stops paying" in finished.stdout
 
 
-@pytest.mark.parametrize(("page", "count"), [("predict.md", 4), ("bounds.md", 3), ("curvature.md", 3)])
+@pytest.mark.parametrize(
+    ("page", "count"), [("predict.md", 4), ("bounds.md", 3), ("curvature.md", 3), ("diffusion.md", 3)]
+)
 def test_the_python_of_the_pages_on_theory_runs(page, count):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S)
     assert len(blocks) == count

@@ -3,6 +3,8 @@
 from shotnoise.files import check_writable
 from shotnoise.show.advice import advice_sheet
 from shotnoise.show.bounds import distributions, loss_change, loss_process
+from shotnoise.show.diffusion import current, densities
+from shotnoise.show.diffusion_table import diffusion_sentences, diffusion_sheet
 from shotnoise.show.ensembles import ensemble
 from shotnoise.show.figures import conditional_variance, figures, noise_share, spectrum
 from shotnoise.show.layers import layers
@@ -38,6 +40,10 @@ __all__ = [
     "against_batch_size",
     "check_writable",
     "conditional_variance",
+    "current",
+    "densities",
+    "diffusion_sentences",
+    "diffusion_sheet",
     "distributions",
     "ellipses",
     "ensemble",
