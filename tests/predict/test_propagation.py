@@ -193,7 +193,7 @@ COEFFICIENTS = [f"{name}_{term}" for name in ("gradient_variance", "full_gradien
                 for term in ("second", "skewness")]  # fmt: skip
 
 
-@pytest.mark.parametrize("probes", [100, pytest.param(3000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("probes", [100, pytest.param(600, marks=pytest.mark.slow)])
 def test_weighted_trainings_estimate_the_second_order(probes):
     problem = small_problem()
     dense = sn.predict.propagation(problem, None, 0.2, 3, [4], order=2)
