@@ -50,9 +50,8 @@ def one_step(
 
     Returns, at the problem's weights:
 
-    - `loss_change_lower`, `loss_change_upper` (form): the interval of the expected change; form "batch" with Tr M of
-    the
-      batch gradient, "printed" with that of one sample.
+    - `loss_change_lower`, `loss_change_upper` (form): the interval of the expected change, form "batch" with Tr M of
+      the batch's gradient, "printed" with that of one sample.
     - `loss_change_bound` (side, bound, tail_probability): a change that is exceeded with at most this probability.
       "sub-gamma", "bernstein", "chernoff" and "printed, c = 1/10" hold under Gaussian or spherical noise of covariance
       kappa Sigma and say nothing about real batches; "batches, bernstein", "batches, chernoff" and "batches, talagrand"
