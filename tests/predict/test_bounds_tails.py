@@ -175,6 +175,15 @@ class TestLaw:
             assert error < 1e-12
         assert law.isf(0.01) == pytest.approx(stats.chi2.isf(0.01, dof), rel=1e-9)
 
+    def test_the_straight_contour_is_not_enough_and_says_so(self):
+        """One eigenvalue decays like a power along a vertical line, and at the mean the line runs through the pole."""
+        law = QuadraticForm(0.0, np.zeros(1), np.ones(1))
+        start, second = law._start(3.0)
+        straight, error = law._along(start, second, 0.0, 3.0)
+        assert abs(straight - stats.chi2.sf(3.0, 1)) > 1e-5 and error > 1e-5
+        for x in (1.0, 1.0001):  # at and near the mean
+            assert law.sf(x) == pytest.approx(stats.chi2.sf(x, 1), rel=1e-11)
+
     def test_noncentral_from_either_side(self):
         scale, d = 0.7, 1.3
         for sign in (1.0, -1.0):

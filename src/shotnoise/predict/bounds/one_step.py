@@ -14,7 +14,7 @@ from shotnoise.errors import InputError
 from shotnoise.predict.bounds import batches as batching
 from shotnoise.predict.bounds import tails
 from shotnoise.predict.bounds.second_order import SecondOrder
-from shotnoise.predict.bounds.smoothness import smoothness_on_steps
+from shotnoise.predict.bounds.smoothness import STEPS, smoothness_on_steps
 from shotnoise.predict.bounds.step import BatchDeviation, Step, batch_tails
 from shotnoise.problem import Problem
 from shotnoise.sampling import Sampling, WithReplacement
@@ -44,25 +44,27 @@ def one_step(
     """Bounds on the change of the full loss by one update w <- w - learning_rate g_batch, over its distribution.
 
     smoothness: a Lipschitz constant of the full gradient on every segment a step can take; what follows holds if it is
-    one. None takes the largest curvature found on some of the longest steps, an estimate from below that certifies
+    one. None takes the largest curvature found on the longest of the steps drawn, an estimate from below that certifies
     nothing (with kinks, as of ReLU, there may be no such constant). sampling: default WithReplacement().
     draws: real batches to take if there are more than 5,000 of them; else all are enumerated, and nothing is random.
 
-    Returns, the weights given:
-    `loss_change_lower` and `loss_change_upper` (form): the interval of the expected change, form "batch" with Tr M of
-    the batch gradient, "printed" with that of one sample;
-    `loss_change_bound` (side, bound, tail_probability): a change that is exceeded with at most this probability.
-    "sub-gamma", "bernstein", "chernoff", "printed, c = 1/10" hold under Gaussian or spherical noise of covariance
-    kappa Sigma, and say nothing about real batches; "batches, ..." hold for those. `loss_change_limit` (side) no
-    batch exceeds at all: beyond it a bound for batches is vacuous;
-    `second_order_mean`, `second_order_variance` (noise): exact for a quadratic loss, else to second order;
-    `noise_law_quantile` (side, tail_probability): of the exact law of that under Gaussian noise. These are there up
-    to 600 samples or parameters, whichever is fewer.
-    `loss_change` (draw) with `probability`, its `loss_change_mean`, `loss_change_variance` and `loss_change_quantile`;
-    `exceedance` (side, bound, tail_probability), how often real batches go beyond each bound; `bound_slack`, by how
-    many standard deviations the bound lies beyond the quantile; `smoothness_violations` (side), the share of real
-    batches that break the inequality the bounds start from: not 0 means that the smoothness constant is none.
-    `second_order_error`: root mean square error of the second order over these batches, relative to their spread.
+    Returns, at the problem's weights:
+
+    - `loss_change_lower`, `loss_change_upper` (form): the interval of the expected change, form "batch" with Tr M of
+      the batch's gradient, "printed" with that of one sample.
+    - `loss_change_bound` (side, bound, tail_probability): a change that is exceeded with at most this probability.
+      "sub-gamma", "bernstein", "chernoff" and "printed, c = 1/10" hold under Gaussian or spherical noise of covariance
+      kappa Sigma and say nothing about real batches; "batches, bernstein", "batches, chernoff" and "batches, talagrand"
+      hold for those. `loss_change_limit` (side): no batch exceeds it, so that a bound for batches beyond is vacuous.
+    - `loss_change` (draw) with `probability`; its `loss_change_mean`, `loss_change_variance`, `loss_change_quantile`;
+      `exceedance`, how often real batches go beyond each bound, and `bound_slack`, by how many standard deviations the
+      bound lies beyond the quantile (both as the bound); `smoothness_violations` (side), the share of real batches
+      that break the inequality the bounds start from: not 0 means that the smoothness constant is none.
+    - `second_order_mean`, `second_order_variance` (noise): exact for a quadratic loss, else to second order, with the
+      root mean square error over these batches relative to their spread in `second_order_error`; `noise_law_quantile`
+      (side, tail_probability), of the exact law of that under Gaussian noise. Up to 600 samples or parameters,
+      whichever is fewer.
+
     The attributes `expectation_says`, `tails_say`, `smoothness_is` put it into words, and what is vacuous.
 
     Costs a pass for the gradients, `draws` evaluations of the loss, and the Hessian-vector products. Gradients are
@@ -85,8 +87,9 @@ def one_step(
     kappa = sampling.variance_factor(batch_size, problem.n)
     L = smoothness
     if L is None:
-        steps = -learning_rate * np.stack([gradients[b].mean(0) for b in drawn.batches[:256]])
-        L = smoothness_on_steps(problem, steps)
+        lengths = [np.linalg.norm(gradients[batch].mean(0)) for batch in drawn.batches]
+        longest = drawn.batches[np.argsort(lengths)[-STEPS:]]
+        L = smoothness_on_steps(problem, -learning_rate * gradients[longest].mean(1))
     step = Step.of_gradients(gradients)
     interval = [step.expectation(learning_rate, L, k) for k in (kappa, 1.0)]
     bounds, limits, models = _bounds(step, gradients, learning_rate, L, kappa, batch_size, tail_probabilities)

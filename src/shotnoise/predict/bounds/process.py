@@ -54,8 +54,7 @@ def loss_process(
     tail_probabilities: Sequence[float] = (0.1, 0.01),
     seed: int = 0,
 ) -> xr.Dataset:
-    """Bounds on the wandering of the loss over `steps` updates of SGD, beside `runs` trainings from the problem's
-    weights.
+    """Bounds on the wandering of the loss over `steps` updates of SGD, beside `runs` trainings from where the model is.
 
     lipschitz: L_1, of the loss; noise_norm: sigma, at least the largest eigenvalue of the per-sample covariance;
     gradient_diameter: D, at least the distance of any two per-sample gradients; smoothness: L, of the gradient. The
