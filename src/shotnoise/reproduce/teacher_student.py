@@ -339,8 +339,8 @@ def _figures(
         show.exponents(predicted, seen),
         Caption(
             "The exponent of the fall with the batch size",
-            "First layer at step 1, between neighbouring batch sizes: exact as a line, runs as marks with 95 % intervals; "
-            "the thin line is the law 1/b.",
+            "First layer at step 1, between neighbouring batch sizes: exact as a line, runs as marks with 95 % "
+            "intervals; the thin line is the law 1/b.",
             "Local exponents against the batch size; they tend to one.",
         ),
     )
