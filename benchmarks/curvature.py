@@ -11,8 +11,9 @@ eigenpairs   the 15 largest to a residual of 1e-6 of the largest eigenvalue; goa
 products     one Hessian-vector product, over a plain forward and backward pass; goals 1.2 (small) and 1.6 (mlp)
 
 Peers: curvlinops with SciPy's eigsh; hessian-eigenthings by its own Lanczos, with full reorthogonalisation and the
-fewest steps (in twenties) that reach the residual, which a user would not know; PyHessian's products with eigsh.
+fewest steps (in twenties) that reach the residual, which a user would not know; PyHessian.
 PyHessian's own power iteration stops at changes of the eigenvalue and is reported with the residual that it leaves.
+Products of PyHessian and of hessian-eigenthings put into eigsh by hand are no library's offer, and are reported apart.
 
 Writes results/curvature.json.
 """
@@ -33,6 +34,7 @@ from cases import mlp
 from protocol import RESULTS, cpu_seconds, save
 
 TOP, RESIDUAL = 15, 1e-6
+COMBINED = ("hessian-eigenthings, eigsh", "PyHessian, eigsh")  # no library offers these
 CALLS = {"small": 7, "mlp": 2}
 GOALS = {"small": 1.2, "mlp": 1.6}
 Pairs = tuple[np.ndarray, np.ndarray]  # (15,) and (p, 15)
@@ -118,15 +120,27 @@ def eigenpairs(problem: sn.Problem, name: str) -> dict[str, Any]:
             taken[key] = min(taken.get(key, np.inf), time.process_time() - start)
             if key not in errors:
                 errors[key] = residual(problem, pairs)
-    reached = {key: taken[key] for key in taken if errors[key] <= RESIDUAL and key != "shotnoise"}
-    best = min(reached, key=lambda key: reached[key])
     assert errors["shotnoise"] <= RESIDUAL
     for key in methods:
         mark = "" if errors[key] <= RESIDUAL else ", misses it"
         print(f"{name}: {TOP} eigenpairs, {key}: {taken[key]:.3f} s, residual {errors[key]:.1e}{mark}")
-    ratio = taken["shotnoise"] / taken[best]
-    print(f"{name}: {ratio:.2f} of the best peer, {best} (goal 0.5)")
-    return {"cpu_seconds": taken, "residuals": errors, "best_peer": best, "ratio": ratio}
+    found = {"cpu_seconds": taken, "residuals": errors} | beside(taken, errors)
+    print(f"{name}: {found['ratio']:.2f} of the best library as it comes, {found['best_peer']} (goal 0.5)")
+    print(f"{name}: {found['ratio_to_combination']:.2f} of the best combination, {found['best_combination']}")
+    return found
+
+
+def beside(taken: dict[str, float], errors: dict[str, float]) -> dict[str, Any]:
+    """The best of the libraries as they come, and of all, products of one with the solver of another included."""
+    reached = {key: taken[key] for key in taken if errors[key] <= RESIDUAL and key != "shotnoise"}
+    alone = {key: value for key, value in reached.items() if key not in COMBINED}
+    best, any_best = (min(some, key=lambda key, some=some: some[key]) for some in (alone, reached))  # type: ignore[misc]
+    return {
+        "best_peer": best,
+        "ratio": taken["shotnoise"] / taken[best],
+        "best_combination": any_best,
+        "ratio_to_combination": taken["shotnoise"] / taken[any_best],
+    }
 
 
 def ours(problem: sn.Problem) -> Pairs:
