@@ -15,10 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shotnoise.errors import InputError
 from shotnoise.evaluation import Evaluation, quiet
 from shotnoise.predict.diffusion.landscape import Landscape
+from shotnoise.predict.diffusion.settings import Setting
 from shotnoise.problem import Problem
 from shotnoise.samples import Batch, tree_map
+from shotnoise.sampling import Sampling
 
 BYTES = 64 * 2**20  # what the recorded inputs and gradients of one pass over some samples of all paths may take
 
@@ -157,3 +160,14 @@ class Network(Landscape):
                     )
 
         return call
+
+
+def placed(
+    landscape: Landscape | Problem, learning_rate: float, batch_size: int, momentum: float, sampling: Sampling | None
+) -> tuple[Landscape, Setting]:
+    """A `Problem` made a landscape, and the setting with its number of samples."""
+    place = Network(landscape) if isinstance(landscape, Problem) else landscape
+    n = place.problem.n if isinstance(place, Network) else None
+    if n is None and sampling is not None:
+        raise InputError(f"sampling={sampling!r}: a landscape of functions has no samples to draw; leave it out")
+    return place, Setting.of(learning_rate, batch_size, momentum, sampling, n)
