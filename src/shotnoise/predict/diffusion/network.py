@@ -109,6 +109,11 @@ class Network(Landscape):
         slope = self._vmapped(torch.func.grad(self._weighted), (0, 0, 0, 0))
         return slope(w, inputs, targets, coefficients).detach() + self.problem.l2 * w
 
+    def everything(self) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        """The outputs for all samples as a function of the weights (d,), in one row, and the targets."""
+        inputs, targets = self._evaluation.place(self.problem.samples.batch(torch.arange(self.problem.n)))
+        return lambda w: self._evaluation.outputs(inputs, self._named(w)).reshape(-1), torch.as_tensor(targets)
+
     def _per_sample(self, w: Tensor) -> Tensor:
         """(R, n, d)"""
         one = torch.func.grad(
