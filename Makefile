@@ -37,7 +37,7 @@ format: $(READY) ## format and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --no-cache --fix .
 
-bench: .venv-peers/.ready ## CPU time and memory beside other libraries (half an hour)
+bench: .venv-peers/.ready ## CPU time and memory beside other libraries (an hour)
 	.venv-peers/bin/python benchmarks/per_sample.py
 	.venv-peers/bin/python benchmarks/memory.py
 	.venv-peers/bin/python benchmarks/ensembles.py
