@@ -36,11 +36,11 @@ Multiply = Callable[[Tensor], Tensor]  # (b, p) -> (b, p), for the mean over som
 class Kept(Symmetric):
     """An operator that is a mean over the samples, with what its products need kept as far as `memory` allows."""
 
-    def __init__(self, problem: Problem, *, memory: int = MEMORY) -> None:
+    def __init__(self, problem: Problem, *, memory: int = MEMORY, checked: bool = True) -> None:
         super().__init__(problem.parameter_count, problem.dtype, problem.device)
         problem.examine()
         self.problem, self.layers = problem, written_out(problem)
-        if self.layers is None:
+        if self.layers is None and checked:
             require_twice_differentiable(problem)
         self.keeps = problem.n * problem.bytes_per_sample * GRAPH <= memory
         each = min(problem.n, problem.chunk_size) * problem.bytes_per_sample + 4 * problem.parameter_count
@@ -88,8 +88,10 @@ class Kept(Symmetric):
 class Hessian(Kept):
     """H of the mean loss, penalty included, at the problem's present weights, (p, p).
 
-    memory: bytes up to which the graph of the gradient is kept between products. Raises InputError for a model or loss
-    that cannot be differentiated twice, PerSampleGradientError for a model that draws or mixes samples.
+    memory: bytes up to which the graph of the gradient is kept between products. checked=False: without the trial of
+    the second derivative, for a model known to have one, or a loss whose kinks shall count as flat. Raises InputError
+    for a model or loss that cannot be differentiated twice, PerSampleGradientError for a model that draws or mixes
+    samples.
 
     >>> line = Problem(torch.nn.Linear(2, 1, bias=False), "mse", torch.eye(2), torch.zeros(2, 1))
     >>> Hessian(line).to_dense().tolist()
