@@ -38,7 +38,7 @@ def smoothness_on_steps(problem: Problem, steps: Array) -> float:
         direction = torch.as_tensor(step).to(start)
         before = None
         for share in POINTS:
-            move(own, start + share * direction)
+            own.place(start + share * direction)
             slope = own.flatten(own.gradient()).double().cpu().numpy()
             if before is not None:
                 gap = np.linalg.norm(step) * (share - before[0])
@@ -47,9 +47,3 @@ def smoothness_on_steps(problem: Problem, steps: Array) -> float:
                 found = max(found, largest_curvature(own))
             before = (share, slope)
     return found
-
-
-def move(problem: Problem, weights: torch.Tensor) -> None:
-    with torch.no_grad():
-        for name, value in problem.unflatten(weights).items():
-            problem.parameters[name].copy_(value)
