@@ -19,7 +19,7 @@ LEVELS = [
     ["evaluation"],
     ["per_sample"],
     ["problem"],
-    ["results", "datasets", "population", "rules"],
+    ["results", "datasets", "fully_connected", "population", "rules"],
     ["compare", "measure", "models", "training"],
     ["predict", "simulate"],
     ["experiment", "show"],

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from shotnoise.errors import InputError
 from shotnoise.losses import Loss, require_per_sample
 from shotnoise.named import Named
 from shotnoise.random_state import preserved_random_state
@@ -66,6 +67,59 @@ class Evaluation:
 
     def cast(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.dtype) if tensor.dtype == self.own else tensor
+
+
+class Slope:
+    """The gradient of a 0-d tensor with the graph that differentiates it again: each product is one backward pass.
+
+    Raises InputError for what cannot be differentiated twice.
+    """
+
+    def __init__(self, total: Tensor, leaves: Mapping[str, Tensor]) -> None:
+        self.leaves = list(leaves.values())
+        self.sizes = [leaf.numel() for leaf in self.leaves]
+        found = gradient(total, leaves, create_graph=True)
+        self.parts = [(k, g) for k, g in enumerate(found.values()) if g.requires_grad]
+        self.batched = True
+
+    @property
+    def is_constant(self) -> bool:
+        """The gradient does not depend on the leaves: the second derivative is zero wherever there is one."""
+        return not self.parts
+
+    def products(self, vectors: Tensor, *, last: bool = False) -> Tensor:
+        """H v for the rows of (b, p), in this order. last: the graph is not needed again."""
+        if self.is_constant:
+            return torch.zeros_like(vectors)
+        if len(vectors) > 1 and self.batched:
+            try:
+                return self._backward(vectors, last, many=True)
+            except RuntimeError:  # an operation whose second derivative has no batching rule
+                self.batched = False
+        stop = len(vectors) - 1
+        return torch.cat([self._backward(v[None], last and i == stop, many=False) for i, v in enumerate(vectors)])
+
+    def _backward(self, vectors: Tensor, last: bool, many: bool) -> Tensor:
+        pieces = vectors.split(self.sizes, 1)
+        shape = (len(vectors),) if many else ()
+        given = [pieces[k].reshape(*shape, *g.shape) for k, g in self.parts]
+        try:
+            found = torch.autograd.grad(
+                [g for _, g in self.parts], self.leaves, given, retain_graph=not last, allow_unused=True,
+                is_grads_batched=many,
+            )  # fmt: skip
+        except (RuntimeError, NotImplementedError) as error:
+            if many:
+                raise RuntimeError(str(error)) from error
+            raise InputError(
+                f"this model or loss cannot be differentiated twice: {str(error).splitlines()[0]}"
+            ) from error
+        rows = len(vectors)
+        columns = [
+            vectors.new_zeros(rows, size) if h is None else h.to_dense().reshape(rows, size)
+            for h, size in zip(found, self.sizes, strict=True)
+        ]
+        return torch.cat(columns, 1)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from shotnoise import losses as losses_module
 from shotnoise.errors import InputError
-from shotnoise.evaluation import Evaluation, gradient, quiet
+from shotnoise.evaluation import Evaluation, Slope, gradient, quiet
 from shotnoise.named import Named, Sum, add, dot
 from shotnoise.per_sample import examination, finite, trust
 from shotnoise.per_sample.chunk import Chunk, evaluate
@@ -117,7 +117,7 @@ class Problem:
     def losses(self, indices: Tensor | None = None) -> Tensor:
         """The loss of each sample, penalty included, (m,). indices: which samples; None is all of them."""
         self._require_measurable()
-        size, evaluation, penalty = self._chunk_size or LOSS_CHUNK, self._evaluation(), self.penalty
+        size, evaluation, penalty = self._chunk_size or LOSS_CHUNK, self.evaluation(), self.penalty
         with quiet(), torch.no_grad():
             parts = [evaluation.losses(*self._batch(evaluation, i)) for i in self.chunks(indices, size)]
         return torch.cat(parts) + penalty
@@ -131,7 +131,7 @@ class Problem:
         size = self.chunk_size
         count, total = self.n if indices is None else len(indices), Sum()
         with quiet():
-            evaluation = self._evaluation()
+            evaluation = self.evaluation()
             for chunk in self.chunks(indices, size):
                 losses = evaluation.losses(*self._batch(evaluation, chunk))
                 finite.require_losses(losses, chunk)
@@ -160,21 +160,27 @@ class Problem:
         self, vectors: Sequence[Mapping[str, Tensor]], indices: Tensor | None = None
     ) -> list[Named]:
         """H v for several vectors, which share the forward pass and the first backward pass over each chunk."""
-        return [product for product, _ in self._along(vectors, indices, further=False)]
+        if not vectors:
+            return []
+        count = self.n if indices is None else len(indices)
+        with quiet():
+            wanted = torch.stack([self.flatten(self._require_vector(vector)) for vector in vectors])
+            total = torch.zeros_like(wanted)
+            for slope, _ in self.slopes(indices):
+                total += slope.products(wanted, last=True)
+            products = [self.unflatten(row) for row in total / count + self.l2 * wanted]
+        for product in products:
+            finite.require_sums(product, "Hessian-vector product")
+        return products
 
     def third_derivatives(
         self, vectors: Sequence[Mapping[str, Tensor]], indices: Tensor | None = None
     ) -> list[tuple[Named, Named]]:
         """For each v: H v and D^3 L [v, v], the gradient of v^T H v at fixed v, from a third backward pass."""
-        return self._along(vectors, indices, further=True)
-
-    def _along(
-        self, vectors: Sequence[Mapping[str, Tensor]], indices: Tensor | None, further: bool
-    ) -> list[tuple[Named, Named]]:
         size, count = self.chunk_size, self.n if indices is None else len(indices)
         totals = [(Sum(), Sum()) for _ in vectors]
         with quiet(), elementary_kernels():
-            evaluation = self._evaluation()
+            evaluation = self.evaluation()
             wanted = [self._require_vector(vector) for vector in vectors]
             for chunk in self.chunks(indices, size):
                 with ElementaryNorms():
@@ -182,11 +188,10 @@ class Problem:
                 finite.require_losses(losses, chunk)
                 slope = gradient(losses.sum(), evaluation.leaves, create_graph=True)
                 for k, (vector, (total, curved)) in enumerate(zip(wanted, totals, strict=True)):
-                    kept = k + 1 < len(wanted)
-                    product = gradient(dot(slope, vector), evaluation.leaves, further, kept or further)
+                    product = gradient(dot(slope, vector), evaluation.leaves, create_graph=True)
                     total.add({name: part.detach() for name, part in product.items()})
-                    if further:
-                        curved.add(gradient(dot(product, vector), evaluation.leaves, retain_graph=kept))
+                    kept = k + 1 < len(wanted)
+                    curved.add(gradient(dot(product, vector), evaluation.leaves, retain_graph=kept))
         found = [(total.over(count), curved.over(count)) for total, curved in totals]
         for product, third in found:
             finite.require_sums(product, "Hessian-vector product")
@@ -195,6 +200,21 @@ class Problem:
             ({name: g + self.l2 * vector[name] for name, g in product.items()}, third)
             for (product, third), vector in zip(found, wanted, strict=True)
         ]
+
+    def slopes(self, indices: Tensor | None = None) -> Iterator[tuple[Slope, Tensor]]:
+        """Chunk by chunk the summed gradient of the data losses with its graph, and the samples it is of.
+
+        Raises InputError for a model or a loss that cannot be differentiated twice.
+        """
+        size = self.chunk_size
+        evaluation = self.evaluation()
+        for chunk in self.chunks(indices, size):
+            with quiet(), elementary_kernels():
+                with ElementaryNorms():
+                    losses = evaluation.losses(*self._batch(evaluation, chunk))
+                finite.require_losses(losses, chunk)
+                slope = Slope(losses.sum(), evaluation.leaves)
+            yield slope, chunk
 
     def replica(self) -> "Problem":
         """The same problem with a copy of the model, whose weights may be changed; the data are shared."""
@@ -219,7 +239,7 @@ class Problem:
         """
         findings = self._findings
         size = self._chunk_size_for(findings)
-        evaluation = self._evaluation()
+        evaluation = self.evaluation()
         for chunk in self.chunks(indices, min(size, at_most or size)):
             batch = self._batch(evaluation, chunk)
             yield evaluate(evaluation, batch, chunk, findings.distrusted, with_gradient, check)
@@ -273,7 +293,8 @@ class Problem:
             raise InputError(f"a vector needs one tensor per parameter, {expected}; got {found}")
         return {name: vector[name].detach().clone() for name in expected}
 
-    def _evaluation(self, dtype: torch.dtype | None = None) -> Evaluation:
+    def evaluation(self, dtype: torch.dtype | None = None) -> Evaluation:
+        """Model, loss and present weights as a pure function of samples."""
         return Evaluation(self.model, self.loss_spec, dtype)
 
     def _batch(self, evaluation: Evaluation, indices: Tensor) -> tuple[Batch, Batch]:
@@ -284,7 +305,7 @@ class Problem:
         state = trust.state_of(self.model)
         if self._measurable != state:
             trust.require_usable(self.model)
-            examination.require_measurable(self._evaluation, self.samples)
+            examination.require_measurable(self.evaluation, self.samples)
             self._measurable = state
 
     @property
@@ -293,7 +314,7 @@ class Problem:
         state = trust.state_of(self.model)
         if self._examined is None or self._examined[0] != state:
             self._require_measurable()
-            self._examined = (state, examination.examine(self._evaluation, self.samples))
+            self._examined = (state, examination.examine(self.evaluation, self.samples))
         return self._examined[1]
 
 

@@ -181,7 +181,7 @@ def test_what_does_not_fit_is_refused(no_gram, monkeypatch):
     sigma = NoiseCovariance(MLP.problem(n=8))
     with pytest.raises(InputError, match=r"exact spectrum needs the n x n Gram matrix; n=8 exceeds 1: .*\.top\(k\)"):
         sigma.spectrum()
-    monkeypatch.setattr(module, "DENSE_LIMIT_BYTES", 8 * 25 * 25)
+    monkeypatch.setattr(import_module("shotnoise.measure.spectra.operator"), "DENSE_LIMIT_BYTES", 8 * 25 * 25)
     with pytest.raises(InputError, match=r"a dense covariance of 26 parameters would take .* GiB .*as an operator"):
         sigma.to_dense()
 

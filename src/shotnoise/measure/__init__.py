@@ -4,6 +4,7 @@
 """
 
 from shotnoise.measure.covariance import NoiseCovariance
+from shotnoise.measure.curvature import Curvature
 from shotnoise.measure.hessian_scale import hessian_noise_scale
 from shotnoise.measure.moments import Moments
 from shotnoise.measure.moments import of_all as moments
@@ -27,9 +28,11 @@ class Measure:
     parameter_variance = staticmethod(parameter_variance)
     noise_covariance = NoiseCovariance
     hessian_noise_scale = staticmethod(hessian_noise_scale)
+    curvature = Curvature()
 
 
 __all__ = [
+    "Curvature",
     "Measure",
     "Moments",
     "NoiseCovariance",

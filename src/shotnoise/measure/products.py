@@ -65,6 +65,12 @@ def parameter_variance(problem: Problem) -> Named:
     return _entry_variance(problem, None, problem.n)
 
 
+def parameter_mean_square(problem: Problem) -> Named:
+    """Mean over the samples of each squared gradient entry, by parameter: the diagonal of M."""
+    variance, mean = parameter_variance(problem), problem.gradient()
+    return {name: variance[name] + mean[name].square() for name in mean}
+
+
 def sampled_parameter_variance(problem: Problem, indices: Tensor, population: int | None) -> tuple[Named, Named]:
     """`parameter_variance` estimated without bias from distinct samples, and its standard error.
 

@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 
 from shotnoise.errors import InputError
+from shotnoise.fully_connected import data_of, layers_of
 from shotnoise.losses import NAMED
 from shotnoise.problem import Problem
-from shotnoise.simulate.engines.dense import activation_of, data_of, layers_of
+from shotnoise.simulate.engines.dense import activation_of
 
 
 class RegressionCurvature:

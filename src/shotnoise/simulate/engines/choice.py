@@ -5,8 +5,9 @@ from collections.abc import Callable
 import torch
 
 from shotnoise.errors import InputError
+from shotnoise.fully_connected import layers_of
 from shotnoise.problem import Problem
-from shotnoise.simulate.engines.dense import Dense, activation_of, layers_of
+from shotnoise.simulate.engines.dense import Dense, activation_of
 from shotnoise.simulate.engines.engine import Engine
 from shotnoise.simulate.engines.linear import LARGEST_RATIO, Linear, is_linear_regression
 from shotnoise.simulate.engines.native import native

@@ -8,9 +8,10 @@ Two ordinary matrix products per step for all runs together, worth it while n is
 import torch
 from torch import Tensor
 
+from shotnoise.fully_connected import data_of, layers_of
 from shotnoise.losses import NAMED
 from shotnoise.problem import Problem
-from shotnoise.simulate.engines.dense import activation_of, data_of, layers_of
+from shotnoise.simulate.engines.dense import activation_of
 from shotnoise.simulate.engines.engine import Batch, Engine
 
 LARGEST_RATIO = 16  # n / b up to which this is faster than gathering samples

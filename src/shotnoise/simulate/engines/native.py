@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from shotnoise import rules
+from shotnoise.fully_connected import Layer, data_of, layers_of
 from shotnoise.losses import NAMED
 from shotnoise.problem import Problem
 from shotnoise.rules import Rule
-from shotnoise.simulate.engines.dense import Layer, data_of, layers_of
 from shotnoise.simulate.engines.engine import Batch, Engine, Trainer
 
 try:
