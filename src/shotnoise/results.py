@@ -150,6 +150,7 @@ GLOSSARY: dict[str, tuple[str, str]] = {
     "davis_kahan_status": ("what the Davis-Kahan bound says", ""),
     "subspace_bound_status": ("which bound on the distance of the leading eigenspaces says anything", ""),
     "gradient_share": ("share of the gradient in the leading eigenspace of the Hessian", ""),
+    "eigenpair_error": ("largest residual of the eigenpairs, relative to the largest eigenvalue", ""),
     "loading": ("share of an eigenvector of the Hessian in the layer over the layer's share of the parameters", ""),
     "is_decreasing": ("whether a larger batch never makes it larger", ""),
     "largest_increase": ("largest relative increase from one batch size to the next", ""),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import xarray as xr
 
 from shotnoise.simulate import outcome, recorders, verb
+from shotnoise.simulate.curvature_recorders import curvature
 from shotnoise.simulate.engines import ENGINES
 from shotnoise.simulate.plan import Plan, plan
 from shotnoise.simulate.state import State
@@ -25,6 +26,7 @@ class Simulate:
     paired = staticmethod(outcome.paired)
     weights = staticmethod(recorders.weights)
     loss_change = staticmethod(recorders.loss_change)
+    curvature = staticmethod(curvature)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> xr.Dataset:

@@ -5,7 +5,7 @@ A recorder gives one value per run (numbers or arrays), or a statistic over the 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -38,9 +38,10 @@ class Recorder:
     """One quantity along the training.
 
     observe: State -> (R, *shape) for one value per run; for a block statistic a dict of tensors (*shape) by suffix.
-    shape: further axes of a value, by name; -1 for as many as there are (of `parameter` and `layer`).
-    steps: at which steps, by default all recorded ones; a recorder with
-    steps of its own has an axis `<name>_step` instead of `step`.
+    shape: further axes of a value, by name; -1 for as many as there are (of `parameter` and `layer`); or `axes`, the
+    same for a problem. steps: at which steps, by default all recorded ones; a recorder with steps of its own has an
+    axis `<name>_step` instead of `step`, with those of its family in common. check: raises InputError for a problem
+    that it cannot take.
     """
 
     name: str
@@ -52,10 +53,13 @@ class Recorder:
     needs_before: bool = False
     needs_classes: bool = False
     redraws: int = 0
+    axes: Callable[[Problem], Mapping[str, int]] | None = None
+    family: str | None = None
+    check: Callable[[Problem], None] | None = None
 
     @property
     def step_dimension(self) -> str:
-        return "step" if self.steps is None else f"{self.name}_step"
+        return "step" if self.steps is None else f"{self.family or self.name}_step"
 
 
 def resolve(record: Sequence[Any] | Mapping[str, Any] | str, problem: Problem, steps: int) -> tuple[Recorder, ...]:
@@ -63,7 +67,8 @@ def resolve(record: Sequence[Any] | Mapping[str, Any] | str, problem: Problem, s
     if isinstance(record, (str, Recorder)) or callable(record):
         record = [record]
     entries = record.items() if isinstance(record, Mapping) else [(None, entry) for entry in record]
-    found = tuple(_one(name, entry) for name, entry in entries)
+    flat = [(name, one) for name, entry in entries for one in (entry if isinstance(entry, tuple) else (entry,))]
+    found = tuple(_with_axes(_one(name, entry), problem) for name, entry in flat)
     names = [recorder.name for recorder in found]
     if len(set(names)) < len(names):
         raise InputError(f"record={names}: each name once")
@@ -186,7 +191,13 @@ def _one(name: str | None, entry: Any) -> Recorder:
     raise InputError(f"record: names, recorders or functions of the state, not {type(entry).__name__}")
 
 
+def _with_axes(recorder: Recorder, problem: Problem) -> Recorder:
+    return recorder if recorder.axes is None else replace(recorder, shape=recorder.axes(problem))
+
+
 def _check(recorder: Recorder, problem: Problem, steps: int) -> None:
+    if recorder.check is not None:
+        recorder.check(problem)
     if recorder.needs_classes:
         _, targets = problem.samples.batch(torch.arange(1))
         labels = isinstance(targets, Tensor) and targets.ndim == 1 and not targets.is_floating_point()

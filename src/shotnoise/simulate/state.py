@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from torch import Tensor
 
@@ -26,6 +27,7 @@ class State:
     before: Tensor | None
     redraw: Callable[[], Tensor]
     alive: Tensor = field(repr=False)  # (R,) runs that have not diverged
+    memo: dict[Any, Any] = field(default_factory=dict, repr=False)  # what several recorders share
 
     @property
     def parameters(self) -> dict[str, Tensor]:

@@ -3,11 +3,11 @@
     Q orthonormal (m, p),   T = Q A Q^T = S diag(theta) S^T,   Ritz pairs (theta_i, x_i = s_i Q)
     residual   ||A x_i - theta_i x_i||  from A Q, which is kept: it is that of the operator, whatever Q has lost
 
-Every new block is orthogonalised against the whole basis, twice. When the basis is full, the best Ritz vectors and the
-block that comes next are what it starts again from (Krylov-Schur; Stewart 2002, Wu and Simon 2000). A Krylov space sees
-of a multiple eigenvalue only as many copies as its blocks are wide: what has converged is confirmed by a few more
-products from a fresh random block, until these find nothing new. Copies close to the rest of the spectrum can still be
-passed over, as by every Krylov method; dense matrices cannot hide any.
+Every new block is orthogonalised against the whole basis, at least twice. When the basis is full, the best Ritz
+vectors and the block that comes next are what it starts again from (Krylov-Schur; Stewart 2002, Wu and Simon 2000). A
+Krylov space sees of a multiple eigenvalue only as many copies as its blocks are wide: what has converged is confirmed
+by a few more products with one random direction more per block, until these find nothing new. Copies close to the rest
+of the spectrum can still be passed over, as by every Krylov method; dense matrices cannot hide any.
 """
 
 from collections.abc import Callable
@@ -24,6 +24,7 @@ End = Literal["largest", "smallest", "both"]
 ENDS = ("largest", "smallest", "both")
 PACE = 1.15  # growth of the basis between looks at the Ritz pairs, which cost more the larger it is
 CONFIRMING = 16  # products that may still show a pair that was passed over
+CANCELLED = 1e-2  # of its length: when less is left of a row, it is orthogonalised once more
 LOST = 1e-10  # of its length: a block of which orthogonalisation leaves less lies within the basis
 
 
@@ -200,33 +201,37 @@ class _Space:
 
     def _orthonormal(self, block: Tensor) -> Tensor:
         """The part of a block outside the basis, as orthonormal rows; random rows where nothing is left."""
-        basis, rows = self.Q[:, : self.size], list[Tensor]()
-        before = torch.linalg.vector_norm(block, dim=2, keepdim=True)
+        length = torch.linalg.vector_norm(block, dim=2, keepdim=True)
+        block = self._projected(block)
+        rows = block[:, :0]
         for j in range(min(self.block, self.p - self.size)):
-            row = block[:, j : j + 1] if j < block.shape[1] else torch.zeros_like(block[:, :1])
-            length = before[:, j : j + 1] if j < block.shape[1] else torch.zeros_like(before[:, :1])
-            row, left = self._outside(row, basis, rows)
-            lost = ~(left > LOST * length)
+            row, lost = self._beside(block[:, j : j + 1], rows, length[:, j : j + 1])
             for _ in range(3):
                 if not bool(lost.any()):
                     break
-                fresh = torch.randn(row.shape, generator=self.generator, dtype=row.dtype).to(row.device)
-                other, left = self._outside(fresh, basis, rows)
-                row, lost = torch.where(lost, other, row), lost & ~(left > LOST * self.p**0.5)
-            rows.append(row)
-        return torch.cat(rows, 1)
+                drawn = torch.randn(row.shape, generator=self.generator, dtype=row.dtype).to(row.device)
+                other, again = self._beside(self._projected(drawn), rows, torch.full_like(length[:, :1], self.p**0.5))
+                row, lost = torch.where(lost, other, row), lost & again
+            rows = torch.cat([rows, row], 1)
+        return rows
 
-    def _outside(self, row: Tensor, basis: Tensor, rows: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """(R, 1, p) made orthogonal to everything and of length one, and the length that was left of it."""
-        length = torch.linalg.vector_norm(row, dim=2, keepdim=True)
-        left, row = length, row / length.clamp_min(torch.finfo(row.dtype).tiny)
-        for _ in range(2):
-            row = row - (row @ basis.mT) @ basis
-            for other in rows:
-                row = row - (row @ other.mT) * other
-            norm = torch.linalg.vector_norm(row, dim=2, keepdim=True)
-            row, left = row / norm.clamp_min(torch.finfo(row.dtype).tiny), left * norm
-        return row, left
+    def _projected(self, block: Tensor) -> Tensor:
+        basis = self.Q[:, : self.size]
+        return block - (block @ basis.mT) @ basis
+
+    def _beside(self, row: Tensor, rows: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+        """A row (R, 1, p) orthogonal to `rows` and of length one, and where next to nothing of `length` was left."""
+        before = torch.linalg.vector_norm(row, dim=2, keepdim=True)
+        for _ in range(2 if rows.shape[1] else 0):
+            row = row - (row @ rows.mT) @ rows
+        left = torch.linalg.vector_norm(row, dim=2, keepdim=True)
+        lost = ~(left > LOST * length)
+        row = row / left.clamp_min(torch.finfo(row.dtype).tiny)
+        if bool((left < CANCELLED * torch.maximum(before, length)).any()):  # what was small at first is large by now
+            row = self._projected(row)
+            row = row - (row @ rows.mT) @ rows
+            row = row / torch.linalg.vector_norm(row, dim=2, keepdim=True).clamp_min(torch.finfo(row.dtype).tiny)
+        return row, lost
 
 
 def _picked(end: End, k: int, size: int) -> list[int]:
