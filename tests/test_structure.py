@@ -21,7 +21,7 @@ LEVELS = [
     ["problem"],
     ["results", "datasets", "fully_connected", "population", "rules"],
     ["compare", "measure", "models", "training"],
-    ["predict", "simulate"],
+    ["optim", "predict", "simulate"],
     ["experiment", "show"],
     ["reproduce"],
     ["cli"],

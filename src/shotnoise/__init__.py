@@ -7,7 +7,7 @@ result = sn.measure(problem, batch_sizes=[1, 8, 64, 512])
 
 from typing import TYPE_CHECKING, Any
 
-from shotnoise import datasets, models, predict, results, rules, sampling, schedules, training
+from shotnoise import datasets, models, optim, predict, results, rules, sampling, schedules, training
 from shotnoise.compare import Agreement, compare
 from shotnoise.errors import (
     DataError,
@@ -55,6 +55,7 @@ __all__ = [
     "load",
     "measure",
     "models",
+    "optim",
     "predict",
     "reproduce",
     "results",

@@ -223,6 +223,12 @@ class Problem:
         other._measurable = other._examined = None
         return other
 
+    def on(self, inputs: Any, targets: Any) -> "Problem":
+        """The same model, not a copy of it, with the same loss on other samples of the same kind."""
+        other = copy.copy(self)
+        other.samples = resolve_samples(inputs, targets)
+        return other
+
     def passes(
         self,
         indices: Tensor | None = None,

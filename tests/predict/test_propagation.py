@@ -1,12 +1,19 @@
 """First-order propagation against exact linear regression, against simulation of networks, and probes against covariances."""
 
+import math
 import sys
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
 
 import shotnoise as sn
+from model_cases import Attention
+from shotnoise.predict.propagation import amplitudes
+from shotnoise.predict.propagation.amplitudes import Amplitudes
+from shotnoise.predict.propagation.path import Path
+from shotnoise.predict.propagation.second_order import SecondOrder
 
 WITH, WITHOUT = sn.sampling.WithReplacement(), sn.sampling.WithoutReplacement()
 
@@ -46,7 +53,7 @@ def test_linear_regression_is_exact(regression):
 
 
 def test_the_next_order_tells_where_the_law_ends(regression, monkeypatch):
-    """In linear regression the noise is quadratic in the weights, so the change of its trace is tr N of the covariance."""
+    """In linear regression the gradient is linear and the noise quadratic: what is missed is tr N of the covariance."""
     x, y, w0, problem = regression
     monkeypatch.setattr(sys.modules["shotnoise.predict.propagation.validity"], "LOOKS", 400)
     law = sn.predict.propagation(problem, w0, 0.2, 20, [1, 4, 64, 1024])
@@ -55,7 +62,7 @@ def test_the_next_order_tells_where_the_law_ends(regression, monkeypatch):
     assert law.attrs["valid_from"] == 4
     coefficients = sn.predict.regression_polynomial(x, y, w0, 0.2, 20, l2=0.1, sampling=WITH)
     gradient, full = (coefficients[name][-1].coefficients for name in ("gradient_variance", "full_gradient_variance"))
-    change = law["kappa"] * (gradient[2] - full[2]) / (gradient[1] - full[1])  # tr N of the first-order covariance
+    change = law["kappa"] * (gradient[2] - full[2]) / gradient[1]  # tr N of the first-order covariance
     assert (abs(law["next_order"] - change) < 5 * law["next_order_stderr"]).all()
     assert not (abs(law["next_order"] - 2 * change) < 5 * law["next_order_stderr"]).all()
     true_change = exact["gradient_variance"].isel(step=-1) / law["gradient_variance"].isel(step=-1) - 1
@@ -105,11 +112,171 @@ def test_the_module_is_left_alone_and_single_precision_works():
     np.testing.assert_allclose(law["gradient_descent_loss"][0], problem.loss(), rtol=1e-6)
 
 
+def test_nothing_random():
+    """One sample, no step, or batches that are the whole data: the variances vanish, and so does the next order."""
+    problem = small_problem(samples=1)
+    for probes in (None, 8):
+        law = sn.predict.propagation(problem, None, 0.1, 2, [3], probes, order=2, expected_loss=True)
+        np.testing.assert_allclose(law["gradient_variance"], 0, atol=1e-12)
+        np.testing.assert_allclose(law["loss"][0], law["gradient_descent_loss"], atol=1e-12)
+    problem = small_problem()
+    for order in (1, 2):
+        law = sn.predict.propagation(problem, None, 0.1, 0, [8], sampling=WITHOUT, order=order)
+        assert not law["gradient_variance"].any() and not law["next_order"].any() and law.attrs["valid_from"] == 8
+
+
+class Branching(torch.nn.Linear):
+    def forward(self, x):
+        return super().forward(x) if float(x.sum()) > 0 else -super().forward(x)
+
+
 def test_refusals():
     problem = tanh_problem()
+    with pytest.raises(sn.InputError, match="order=3: 1 for the leading term, 2 for the next one too"):
+        sn.predict.propagation(problem, None, 0.1, 2, [2], order=3)
+    x, y = torch.rand(4, 1, dtype=torch.float64), torch.zeros(4, 1, dtype=torch.float64)
+    branching = sn.Problem(Branching(1, 1, dtype=torch.float64), "mse", x, y)
+    with pytest.raises(sn.InputError, match="give a number of probes, which need first derivatives only"):
+        sn.predict.propagation(branching, None, 0.1, 2, [2], order=2)
+    assert np.isfinite(sn.predict.propagation(branching, None, 0.1, 2, [2], 8, order=2)["gradient_variance"]).all()
     with pytest.raises(sn.InputError, match="w0: 26 finite numbers are needed"):
         sn.predict.propagation(problem, [1.0], 0.1, 2, [2])
     with pytest.raises(sn.InputError, match="probes=2: at least 8"):
         sn.predict.propagation(problem, None, 0.1, 2, [2], probes=2)
     with pytest.raises(sn.InputError, match="the law holds for fresh batches"):
         sn.predict.propagation(problem, None, 0.1, 2, [2], sampling=sn.sampling.CyclicEpochs())
+
+
+LAYERED = ["layer_gradient_variance", "layer_full_gradient_variance"]
+
+
+def test_probes_by_layer_and_of_the_expected_loss():
+    problem = tanh_problem()
+    dense = sn.predict.propagation(problem, None, 0.2, 6, [4], expected_loss=True)
+    probed = sn.predict.propagation(problem, None, 0.2, 6, [4], probes=400, seed=2, expected_loss=True)
+    np.testing.assert_allclose(dense["layer_gradient_variance"].sum("layer"), dense["gradient_variance"])
+    np.testing.assert_allclose(probed["layer_gradient_variance"].sum("layer"), probed["gradient_variance"])
+    assert dense["layer"].values.tolist() == list(problem.layers)
+    later = {"step": slice(1, None)}
+    names = [*LAYERED, "loss"]
+    verdict = sn.compare(dense.isel(later), probed.isel(later), variables=names, alarm=1e-6)
+    assert verdict.agrees, verdict.sentence
+    plain = dense.assign(loss=dense["loss"] - dense["kappa"] * dense["loss_leading"])
+    swapped = dense.isel(layer=[1, 0]).assign_coords(layer=dense["layer"])
+    for broken, name in ((plain, "loss"), (swapped, LAYERED[0])):
+        assert not sn.compare(broken.isel(later), probed.isel(later), variables=[name], alarm=1e-6).agrees
+
+
+def test_loss_and_second_order_of_linear_regression(regression):
+    """The expected loss and the coefficient of kappa^2, which third moments do not enter here."""
+    x, y, w0, problem = regression
+    law = sn.predict.propagation(problem, w0, 0.2, 20, [2, 5], sampling=WITHOUT, order=2, expected_loss=True)
+    exact = sn.predict.regression_polynomial(x, y, w0, 0.2, 20, l2=0.1)
+    for name in ("gradient_variance", "full_gradient_variance"):
+        second = [p.coefficients[2] if len(p.coefficients) > 2 else 0.0 for p in exact[name]]
+        np.testing.assert_allclose(law[f"{name}_second"], second, rtol=1e-9, atol=1e-13)
+        np.testing.assert_allclose(law[f"{name}_skewness"], 0, atol=1e-13)
+    leading = [p.coefficients[1] if len(p.coefficients) > 1 else 0.0 for p in exact["loss"]]
+    np.testing.assert_allclose(law["loss_leading"], leading, rtol=1e-9, atol=1e-13)
+
+
+def small_problem(samples=8):
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(samples, k, generator=generator, dtype=torch.float64) for k in (2, 1))
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Tanh(), torch.nn.Linear(2, 1)).double()
+    return sn.Problem(model, "mse", x, y**3, l2=0.05)
+
+
+COEFFICIENTS = [f"{name}_{term}" for name in ("gradient_variance", "full_gradient_variance", LAYERED[0])
+                for term in ("second", "skewness")]  # fmt: skip
+
+
+@pytest.mark.parametrize("probes", [100, pytest.param(3000, marks=pytest.mark.slow)])
+def test_weighted_trainings_estimate_the_second_order(probes):
+    problem = small_problem()
+    dense = sn.predict.propagation(problem, None, 0.2, 3, [4], order=2)
+    probed = sn.predict.propagation(problem, None, 0.2, 3, [4], probes=probes, order=2, seed=3)
+    later = {"step": slice(1, None)}
+    verdict = sn.compare(dense.isel(later), probed.isel(later), variables=COEFFICIENTS, alarm=1e-6)
+    assert verdict.agrees, verdict.sentence
+    broken = dense.assign(gradient_variance_second=0 * dense["gradient_variance_second"])
+    assert not sn.compare(
+        broken.isel(later), probed.isel(later), variables=["gradient_variance_second"], alarm=1e-6
+    ).agrees
+
+
+class Cubature:
+    """In place of random numbers: all combinations of six values that have the first five moments of N(0, 1)."""
+
+    def normal(self, size):
+        return np.array(list(product([-math.sqrt(3), 0, 0, 0, 0, math.sqrt(3)], repeat=size[1])))
+
+    def integers(self, n, size):
+        return np.arange(size) % n
+
+
+def test_weighted_trainings_on_all_weights(monkeypatch):
+    """After one step the second order asks for fourth moments of the weights, and for every sample as often."""
+    # all weights are there: their mean is not an estimate
+    monkeypatch.setattr(amplitudes, "_squares_about_mean", lambda draws: (draws - draws.mean(0)).square())
+    problem = small_problem(samples=3)
+    path = Path.of(problem, None)
+    probed, exact = Amplitudes.start(path, 6**3, 0), SecondOrder.start(problem)
+    probed.rng = Cubature()
+    for each in (probed, exact):
+        each.look(path)
+        each.move(path, 0.2)
+    path.move(0.2)
+    found, expected = probed.look(path), exact.look(path)
+    for name, value in expected.items():
+        close = {"rtol": 1e-4, "atol": 1e-4 * abs(value).max()}  # the parts of a layer nearly cancel
+        np.testing.assert_allclose(found[name], value, **close)
+        assert not np.allclose(found[name], 1.001 * value, **close)
+
+
+def test_weighted_trainings_separate_orders():
+    """The parts by order of a value that is known: a polynomial in the amplitude."""
+    h = amplitudes.RADIUS * torch.tensor(amplitudes.NORMAL, dtype=torch.float64)
+    values = (2 * h - 3 * h**2 + 5 * h**3 + 7 * h**4)[None, :, None]
+    for found, expected in zip(amplitudes._orders(values), (2, -3, 5), strict=True):
+        assert float(found) == pytest.approx(expected, rel=1e-6)
+
+
+def transformer(width, samples):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(samples, 5, width, generator=generator).double()
+    y = torch.randn(samples, width, generator=generator).double()
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = Attention(width).double()
+    return sn.Problem(model, "mse", x, y)
+
+
+@pytest.mark.parametrize(
+    ("width", "probes", "runs", "b"),
+    [(4, None, 600, 32), pytest.param(12, 256, 10000, 64, marks=pytest.mark.slow)],
+    ids=["154 weights", "large"],
+)
+def test_simulation_of_a_transformer(width, probes, runs, b):
+    """Attention, LayerNorm and GELU, where torch's own third derivatives would give another expected loss."""
+    problem = transformer(width, 16)
+    law = sn.predict.propagation(problem, None, 0.1, 4, [b], probes, expected_loss=True).isel(step=-1)
+    seen = sn.simulate(
+        problem, sn.rules.SGD(0.1), [b], 4, runs, sampling=WITH, every=4, workers=1,
+        record=["gradient_variance", "full_gradient_variance", "loss"],
+    ).isel(step=-1)  # fmt: skip
+    losses = seen["loss"]
+    seen = seen.drop_vars("loss").assign(loss=losses.mean("run"), loss_stderr=losses.std("run", ddof=1) / runs**0.5)
+    assert law.attrs["valid_from"] == b
+    names = ["gradient_variance", "full_gradient_variance", "loss"]
+    verdict = sn.compare(law, seen, variables=names, alarm=1e-4)
+    assert verdict.agrees, verdict.sentence
+    broken = law.assign(
+        gradient_variance=law["gradient_variance"] * 1.25,
+        full_gradient_variance=law["full_gradient_variance"] * 1.25,
+        loss=law["gradient_descent_loss"].expand_dims(batch_size=[b]),
+    )
+    for name in names:
+        assert not sn.compare(broken, seen, variables=[name], alarm=1e-4).agrees, name

@@ -44,6 +44,24 @@ def graduate_admission(
     _deliver(found, out)
 
 
+@reproduce.command("adaptive-steps")
+def adaptive_steps(
+    preset: Annotated[str, typer.Option(help="quick (two minutes), or paper for more and longer runs.")] = "quick",
+    out: Annotated[Path, typer.Option(help="Folder for tables, figure, page and numbers.")] = Path(
+        "reproduce/adaptive-steps"
+    ),
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Files of MNIST and the reviews; else these are left out.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of weights and batches.")] = 0,
+) -> None:
+    """AdaptiveSGD and PreconditionedSGD beside SGD, Adam and AdamW at their best learning rates."""
+    _folder(out)
+    with warnings_as_lines(), ERR.status("Gauss-10") as status:
+        found = recipes.adaptive_steps(preset=preset, data_dir=data_dir, seed=seed, progress=status.update)
+    _deliver(found, out)
+
+
 @reproduce.command("strength-of-noise")
 def strength_of_noise(
     figure: Annotated[str, typer.Argument(help="fig1 to fig7; all for one after the other.")] = "all",

@@ -13,6 +13,7 @@ training", 2018, appendix A.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,6 +90,11 @@ def estimate(products: Products) -> Estimates:
     return Estimates(whole, covariance)
 
 
+def sample_variance(norm_sum: Any, square: Any, m: int) -> Any:
+    """S^2 from sum_i ||g_i||^2 and ||g||^2 of m gradients: numbers, arrays or tensors, entry by entry."""
+    return (norm_sum - m * square) / (m - 1)
+
+
 def _statistics(norm_sum: Array, square: Array, m: int, rest: float) -> Array:
-    unbiased = (norm_sum - m * square) / (m - 1)
+    unbiased = sample_variance(norm_sum, square, m)
     return np.stack([norm_sum / m, unbiased * (1 - rest), square - unbiased * (1 / m - rest)])

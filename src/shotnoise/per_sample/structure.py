@@ -266,14 +266,14 @@ class PerSample:
         return sum(t.numel() * t.element_size() for t in tensors)
 
     @property
-    def _samples(self) -> int:
+    def samples(self) -> int:
         part = self.parts[0]
         return len(part.g if isinstance(part, Dense) else part.d)
 
     @property
     def _block_rows(self) -> int:
         step = lcm(*(part.row_step for part in self.parts))
-        row_bytes = self._samples * max(1, self.shape.numel() // max(1, _row_count(self.shape))) * 4
+        row_bytes = self.samples * max(1, self.shape.numel() // max(1, _row_count(self.shape))) * 4
         return max(step, BLOCK_BYTES // row_bytes // step * step)
 
     def _blocks(self, rows: int | None = None) -> Iterator[Tensor]:

@@ -1,9 +1,17 @@
 """Figures of papers, made again: one recipe per file over the verbs, each ending in a verdict of `compare`."""
 
+from shotnoise.reproduce.adaptive_steps import adaptive_steps
 from shotnoise.reproduce.graduate_admission import graduate_admission
 from shotnoise.reproduce.reproduction import Reproduction
 from shotnoise.reproduce.strength_of_noise import FIGURES as STRENGTH_OF_NOISE
 from shotnoise.reproduce.strength_of_noise import strength_of_noise
 from shotnoise.reproduce.teacher_student import teacher_student
 
-__all__ = ["STRENGTH_OF_NOISE", "Reproduction", "graduate_admission", "strength_of_noise", "teacher_student"]
+__all__ = [
+    "STRENGTH_OF_NOISE",
+    "Reproduction",
+    "adaptive_steps",
+    "graduate_admission",
+    "strength_of_noise",
+    "teacher_student",
+]

@@ -164,8 +164,8 @@ def _counterexample() -> xr.Dataset:
 def _two_points(seed: int) -> Population:
     model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)).double()
     with torch.no_grad():
-        for layer, weight in zip(model, STUDENT, strict=True):
-            layer.weight.copy_(torch.tensor(weight))
+        for weight, value in zip(model.parameters(), STUDENT, strict=True):
+            weight.copy_(torch.tensor(value))
 
     def draw(rng: np.random.Generator, count: int) -> tuple[Any, Any]:
         x = 2.0 * rng.integers(2, size=(count, 1))
@@ -277,11 +277,10 @@ def _sentences(
     if law_agrees is None:
         found.append("At no batch size is what beta_1 / b leaves out smaller than the runs' errors: it is not judged.")
     else:
-        words = "agrees" if law_agrees.agrees else "DISAGREES"
+        words, at = "agrees" if law_agrees.agrees else "DISAGREES", ", ".join(f"{b:,}" for b in judged)
         found.append(
-            f"beta_1 / b, computed before any training, {words} with the runs over all steps at b = "
-            f"{', '.join(f'{b:,}' for b in judged)}, where what it leaves out is below their errors: "
-            f"{law_agrees.detail}."
+            f"beta_1 / b, computed before any training, {words} with the runs over all steps at b = {at}, where "
+            f"what it leaves out is below their errors: {law_agrees.detail}."
         )
     valid = int(law.attrs["valid_from"])
     found.append(
@@ -291,22 +290,18 @@ def _sentences(
     )
     share = float(runs["layer_gradient_variance_top_share"].max())
     found.append(
-        f"At most {percent(share)} of a variance is carried by 1 % of the {size.runs:,} runs: with Gaussian "
-        "inputs rare "
-        "events that no run met may still carry the exact moments at small batches."
+        f"At most {percent(share)} of a variance is carried by 1 % of the {size.runs:,} runs: with Gaussian inputs "
+        "rare events that no run met may still carry the exact moments at small batches."
     )
-    words = "agree" if small.agrees else "DISAGREE"
+    words, times = "agree" if small.agrees else "DISAGREE", number(rises, 3)
     found.append(
-        f"The property is no law of nature: a two-layer scalar network on x in {{0, 2}} has {number(rises, "
-        "3)} times the "
-        f"variance at b = 2 that it has at b = 1 (17 against 12, step 1, first layer); {size.small_runs:,} "
-        f"runs {words}: "
-        f"{small.detail}."
+        f"The property is no law of nature: a two-layer scalar network on x in {{0, 2}} has {times} times the variance "
+        "at b = 2 that it has at b = 1 (17 against 12, step 1, first layer); "
+        f"{size.small_runs:,} runs {words}: {small.detail}."
     )
     found.append(
-        f"{size.runs:,} runs of {size.steps:,} steps at {len(size.sizes)} batch sizes; first weights normal "
-        "with standard "
-        f"deviation {SCALE:g} / sqrt(fan-in), which the text does not say."
+        f"{size.runs:,} runs of {size.steps:,} steps at {len(size.sizes)} batch sizes; first weights normal with "
+        f"standard deviation {SCALE:g} / sqrt(fan-in), which the text does not say."
     )
     return found
 

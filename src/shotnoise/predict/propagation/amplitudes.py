@@ -57,8 +57,7 @@ class Amplitudes:
         K, single_moves = self._all(self.single, SINGLE, single)
         self.moves = still, normal_moves, single_moves
         first, second, third = _orders(G - full)
-        spread = (second - second.mean(0)).square() * (count / (count - 1))
-        gradients = path.by_layer(spread + 2 * first * third)
+        gradients = path.by_layer(_squares_about_mean(second) + 2 * first * third)
         noise = np.stack([self._noise(w[0]) + self._noise(w[1]) for w in self.normal]) - 2 * self._noise(self.base)
         odd, even = (K[:, 0] - K[:, 1]) / (2 * RADIUS), (K.mean(1) - full) / RADIUS**2
         draws = {
@@ -108,6 +107,11 @@ class Amplitudes:
     def _noise(self, weights: Tensor) -> Any:
         place(self.problem, weights)
         return of_all(self.problem).noise_trace
+
+
+def _squares_about_mean(draws: Tensor) -> Tensor:
+    """Entry by entry, with the variance for a mean."""
+    return (draws - draws.mean(0)).square() * (len(draws) / (len(draws) - 1))
 
 
 def _orders(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:

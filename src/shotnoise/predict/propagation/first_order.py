@@ -59,7 +59,7 @@ class Covariance:
         jacobian = torch.eye(len(self.P), dtype=torch.float64) - rate * self.hessian
         if self.shift is not None:
             self.shift = jacobian @ self.shift - rate / 2 * self._third_derivative(path)
-        centred = path.samples(None).double().cpu()
+        centred = path.samples().double().cpu()
         self.P = jacobian @ self.P @ jacobian.T + rate**2 * centred.T @ centred / len(centred)
 
     def deviations(self, count: int, rng: np.random.Generator) -> Tensor:
@@ -127,8 +127,7 @@ class Probes:
         if self.shift is not None:
             assert self.bent is not None
             self.shift = self.shift - rate * self.bent
-        drawn = torch.as_tensor(self.rng.integers(path.problem.n, size=len(self.delta)))
-        self.delta = self.delta - rate * self.products - rate * path.samples(drawn)
+        self.delta = self.delta - rate * self.products - rate * path.draws(self.rng, len(self.delta))
 
     def deviations(self, count: int, rng: np.random.Generator) -> Tensor:
         return self.delta[:count]

@@ -1,4 +1,7 @@
-"""Gradient descent on a copy of a problem, and what is asked of it on the way."""
+"""Gradient descent on a copy of a problem, and what is asked of it on the way.
+
+Of a population, loss, gradient and Hessian are those of its evaluation points; noise is that of fresh samples.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +12,13 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from shotnoise.errors import InputError
+from shotnoise.measure.moments import of_all
+from shotnoise.measure.products import per_sample_norms
+from shotnoise.population import Population
 from shotnoise.problem import Problem
 
 Array = NDArray[Any]
+NOISE_SAMPLES = 1024  # fresh ones that estimate the noise of a population at a step
 Row = dict[str, Array]  # what is found at one step; by layer, all of them together last, or a number
 
 
@@ -22,9 +29,12 @@ class Path:
     problem: Problem
     gradient: Tensor
     layers: Array
+    population: Population | None = None
 
     @classmethod
-    def of(cls, problem: Problem, w0: ArrayLike | None) -> "Path":
+    def of(cls, subject: Problem | Population, w0: ArrayLike | None) -> "Path":
+        population = subject if isinstance(subject, Population) else None
+        problem = subject.problem if isinstance(subject, Population) else subject
         own = problem.replica()
         if w0 is not None:
             start = np.asarray(w0, np.float64)
@@ -33,7 +43,7 @@ class Path:
             place(own, torch.as_tensor(start, dtype=problem.dtype, device=problem.device))
         number = {name: k for k, names in enumerate(own.layers.values()) for name in names}
         layers = [np.full(p.numel(), number[name]) for name, p in own.parameters.items()]
-        return cls(own, own.flatten(own.gradient()), np.concatenate(layers))
+        return cls(own, own.flatten(own.gradient()), np.concatenate(layers), population)
 
     @property
     def weights(self) -> Tensor:
@@ -72,11 +82,35 @@ class Path:
         flatten = self.problem.flatten
         return torch.stack([flatten(product) for product, _ in found]), torch.stack([flatten(t) for _, t in found])
 
-    def samples(self, indices: Tensor | None) -> Tensor:
-        """Per-sample gradients, centred by the full one, (m, p)."""
-        named = self.problem.per_sample_gradients(indices)
-        rows = torch.cat([named[name].flatten(1) for name in self.problem.parameters], 1)
-        return rows - self.gradient
+    def samples(self) -> Tensor:
+        """Per-sample gradients of all samples, centred by the full one, (n, p)."""
+        return self._centred(self.problem, None)
+
+    def draws(self, rng: np.random.Generator, count: int) -> Tensor:
+        """Those of samples drawn with replacement, or fresh, (count, p)."""
+        if self.population is None:
+            return self._centred(self.problem, torch.as_tensor(rng.integers(self.problem.n, size=count)))
+        return self._centred(self._fresh(rng, count), None)
+
+    def noise(self, rng: np.random.Generator, gradient: Tensor) -> tuple[Array, Array | None]:
+        """tr Sigma by layer, and of all; with its standard error where it is estimated from fresh samples.
+
+        gradient (p,): the full one at the weights that the problem has.
+        """
+        if self.population is None:
+            return of_all(self.problem).noise_trace, None
+        norms = per_sample_norms(self._fresh(rng, NOISE_SAMPLES))
+        by_layer = torch.stack([norms[layer].double().cpu() for layer in self.problem.layers], 1).numpy()
+        mean, error = estimated(np.column_stack([by_layer, by_layer.sum(1)]))
+        return mean - self.squares(gradient[None])[0], error
+
+    def _fresh(self, rng: np.random.Generator, count: int) -> Problem:
+        assert self.population is not None
+        return self.problem.on(*self.population.finish(*self.population.draw(rng, count)))
+
+    def _centred(self, problem: Problem, indices: Tensor | None) -> Tensor:
+        named = problem.per_sample_gradients(indices)
+        return torch.cat([named[name].flatten(1) for name in problem.parameters], 1) - self.gradient
 
 
 def place(problem: Problem, weights: Tensor) -> None:

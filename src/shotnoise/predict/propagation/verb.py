@@ -20,14 +20,14 @@ from numpy.typing import ArrayLike
 
 from shotnoise import results, schedules
 from shotnoise.errors import InputError
-from shotnoise.measure.moments import of_all
+from shotnoise.population import Population
 from shotnoise.predict.propagation.amplitudes import Amplitudes
 from shotnoise.predict.propagation.first_order import Covariance, Probes
 from shotnoise.predict.propagation.path import Array, Path, Row
 from shotnoise.predict.propagation.second_order import SecondOrder
-from shotnoise.predict.propagation.validity import noise_change, valid_from
+from shotnoise.predict.propagation.validity import displaced, valid_from
 from shotnoise.problem import Problem
-from shotnoise.sampling import CyclicEpochs, ReshuffledEpochs, Sampling, WithReplacement
+from shotnoise.sampling import CyclicEpochs, Online, ReshuffledEpochs, Sampling, WithReplacement
 
 DENSE = 200  # parameters up to which the covariance itself is followed
 DENSE_SECOND = 40  # and up to which third derivatives are written out
@@ -36,7 +36,7 @@ VARIANCES = ("gradient_variance", "full_gradient_variance")
 
 
 def propagation(
-    problem: Problem,
+    problem: Problem | Population,
     w0: ArrayLike | None,
     learning_rate: schedules.LearningRate,
     steps: int,
@@ -50,10 +50,12 @@ def propagation(
 ) -> xr.Dataset:
     """The law for large batches of the variance of SGD's gradient along a training from w0, all batch sizes at once.
 
-    problem: any model and data; w0: (p,) flattened in the order of its parameters, None for the model's own weights.
-    The module is not changed. SGD without momentum, fresh batches at every step: sampling WithReplacement() (default,
-    kappa = 1/b) or WithoutReplacement(). probes: how many deviations estimate what the noise does to the weights; None
-    takes the covariance itself up to 200 parameters (exact to first order), and 32 probes beyond.
+    problem: any model and data, or a population, sampled online; w0: (p,) flattened in the order of its parameters,
+    None for the model's own weights. The module is not changed. SGD without momentum, fresh batches at every step:
+    sampling WithReplacement() (default, kappa = 1/b) or WithoutReplacement(). probes: how many deviations estimate what
+    the noise does to the weights; None takes the covariance itself up to 200 parameters (exact to first order), and 32
+    probes beyond, and for populations. Of a population, the noise at a step is estimated from 1,024 fresh samples; path
+    and Hessian are those of its full quantities, in closed form or estimated as it says itself.
     expected_loss: the expected loss too, to first order; three times the cost of the rest with probes, less without.
     order: 2 adds the next order to both variances of the gradient: exactly up to 40 parameters unless probes are
     given, else from as many pairs of trainings in double precision on Gaussian batch weights; see below for the cost.
@@ -69,9 +71,10 @@ def propagation(
     out are of order 1/b^3 whatever b / n; those left out by order=1 are then of order kappa / n too, not kappa^2.
 
     `next_order` (batch_size): the next order relative to the first at the last step, with its standard error. With
-    order=2 it is that of the gradient's variance; with order=1, by how much the trace of the noise differs, on average
-    over the weights' fluctuation that this law predicts, from that on the path, which is part of it. The attribute
-    `valid_from` is the smallest batch size given from which on it is within 10 %, and 0 where there is none.
+    order=2 it is that of the gradient's variance. With order=1 it is only the part that is made at the last step, from
+    noise and gradient at pairs of weights displaced as this law predicts; what has gathered before is not in it, so
+    where it matters ask for order=2. The attribute `valid_from` is the smallest batch size given from which on it is
+    within 10 %, and 0 where there is none.
 
     Cost per step: a pass for the noise and, with probes, as many Hessian-vector products, which share their first
     passes; without, as many as there are parameters. The second order of p weights costs p^2 backward passes and p^4
@@ -87,36 +90,44 @@ def propagation(
     >>> law["gradient_variance_second"].values.round(4).tolist()  # 0 and 1/3
     [0.0, 0.3333]
     """
-    sampling = WithReplacement() if sampling is None else sampling
+    population = isinstance(problem, Population)
+    inner = problem.problem if isinstance(problem, Population) else problem
+    if sampling is None:
+        sampling = Online() if population else WithReplacement()
+    if population != isinstance(sampling, Online):
+        raise InputError(f"{sampling!r}: a population is sampled online, and a data set is not; leave sampling out")
     if isinstance(sampling, (ReshuffledEpochs, CyclicEpochs)):
         raise InputError(
             f"{sampling!r}: the law holds for fresh batches; use WithReplacement() or WithoutReplacement()"
         )
-    sampling.check_all(batch_sizes, problem.n)
+    n = None if population else inner.n
+    sampling.check_all(batch_sizes, n)
     rates = schedules.values(learning_rate, steps)
     if probes is not None and probes < LEAST_PROBES:
         raise InputError(f"probes={probes}: at least {LEAST_PROBES}, for a standard error that means something")
     if order not in (1, 2):
         raise InputError(f"order={order}: 1 for the leading term, 2 for the next one too")
-    path, p = Path.of(problem, w0), problem.parameter_count
-    dense = probes is None and p <= DENSE
+    if order == 2 and population:
+        raise InputError("order=2 needs a data set: draw one from the population, or take the first order")
+    path, p = Path.of(problem, w0), inner.parameter_count
+    dense = probes is None and p <= DENSE and not population
     count = PROBES if probes is None else probes
-    spread = Covariance.start(problem, expected_loss) if dense else Probes.start(problem, count, seed, expected_loss)
+    spread = Covariance.start(inner, expected_loss) if dense else Probes.start(inner, count, seed, expected_loss)
     followed: list[Any] = [spread]
+    exact = probes is None and p <= DENSE_SECOND
     if order == 2:
-        exact = probes is None and p <= DENSE_SECOND
-        followed.append(SecondOrder.start(problem) if exact else Amplitudes.start(path, count, seed))
+        followed.append(SecondOrder.start(inner) if exact else Amplitudes.start(path, count, seed))
     rows = []
     for t in range(len(rates) + 1):
-        rows.append(_look(path, followed))
+        rows.append(_look(path, followed, np.random.default_rng([seed, 3, t])))
         if t < len(rates):
             for each in followed:
                 each.move(path, float(rates[t]))
             path.move(float(rates[t]))
     found = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     factors = {
-        "leading": np.array([sampling.variance_factor(b, problem.n) for b in batch_sizes]),
-        "skewness": np.array([sampling.third_moment_factor(b, problem.n) for b in batch_sizes]),
+        "leading": np.array([sampling.variance_factor(b, n) for b in batch_sizes]),
+        "skewness": np.array([sampling.third_moment_factor(b, n) for b in batch_sizes]),
     }
     factors["second"] = factors["leading"] ** 2
     variables: dict[str, Any] = {"gradient_descent_loss": ("step", found.pop("gradient_descent_loss"))}
@@ -124,39 +135,43 @@ def propagation(
     if order == 2:
         change, error = _ratio(found, factors)
     else:
-        change, error = noise_change(path, spread, factors["leading"], seed)
+        leading = float(found["gradient_variance_leading"][-1, -1])
+        change, error = displaced(path, spread, factors["leading"], leading, seed)
     variables |= {"next_order": ("batch_size", change), "next_order_stderr": ("batch_size", error)}
-    sizes = np.asarray(batch_sizes, np.int64)
+    sizes, probed = np.asarray(batch_sizes, np.int64), not dense or (order == 2 and not exact)
     attributes = {
         "theory": f"{'first' if order == 1 else 'second'} order in the noise along the gradient-descent path",
         "sampling": str(sampling),
-        "n_samples": problem.n,
+        "n_samples": 0 if n is None else n,
         "parameters": p,
-        "l2": problem.l2,
-        "probes": 0 if dense else count,
+        "l2": inner.l2,
+        "probes": count if probed else 0,
         "order": order,
         "seed": seed,
         "valid_from": valid_from(sizes, change, error),
     }
+    if probed:
+        attributes["draws"] = count  # what standard errors rest on
     coordinates = {
         "batch_size": sizes,
         "kappa": ("batch_size", factors["leading"]),
         "step": np.arange(len(rates) + 1),
-        "layer": np.array(list(problem.layers), dtype=str),
+        "layer": np.array(list(inner.layers), dtype=str),
     }
     return results.dataset(variables, coordinates, attributes)
 
 
-def _look(path: Path, followed: Sequence[Any]) -> Row:
+def _look(path: Path, followed: Sequence[Any], rng: np.random.Generator) -> Row:
     """Coefficients at this step, by quantity and term: those of gradients by layer, all of them together last."""
-    here = of_all(path.problem)
-    row: Row = {"gradient_descent_loss": np.array(here.loss)}
+    noise, noise_error = path.noise(rng, path.gradient)
+    row: Row = {"gradient_descent_loss": np.array(path.problem.loss())}
     for name, value in followed[0].look(path).items():
         quantity = name.removesuffix("_stderr")
         row[name.replace(quantity, f"{quantity}_leading")] = value
-    row["gradient_variance_leading"] = here.noise_trace + row["full_gradient_variance_leading"]
-    if "full_gradient_variance_leading_stderr" in row:
-        row["gradient_variance_leading_stderr"] = row["full_gradient_variance_leading_stderr"]
+    row["gradient_variance_leading"] = noise + row["full_gradient_variance_leading"]
+    errors = [e for e in (noise_error, row.get("full_gradient_variance_leading_stderr")) if e is not None]
+    if errors:
+        row["gradient_variance_leading_stderr"] = np.sqrt(sum(e**2 for e in errors))
     for each in followed[1:]:
         row |= each.look(path)
     return row

@@ -1,0 +1,77 @@
+"""Propagation on populations: against the exact coefficient of 1/b of Gaussian networks, in standard errors."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import shotnoise as sn
+from shotnoise.errors import InputError
+
+LIMIT = 4.5  # standard errors; below 1e-5 for one number
+RATE = 0.05
+
+
+@pytest.fixture(scope="module")
+def setting():
+    rng = np.random.default_rng(3)
+    student = [rng.normal(size=(3, 2)) / 2, rng.normal(size=(2, 3)) / 2]
+    target = rng.normal(size=(2, 2))
+    model = nn.Sequential(nn.Linear(2, 3, bias=False), nn.Linear(3, 2, bias=False)).double()
+    with torch.no_grad():
+        for weight, value in zip(model.parameters(), student, strict=True):
+            weight.copy_(torch.from_numpy(value))
+    population = sn.TeacherStudent(model, torch.from_numpy(target))
+    leading = np.array([
+        [float(sn.predict.networks.gradient_variance_polynomial(student, target, RATE, t, k).coefficients[1])
+         for k in range(2)] for t in range(2)
+    ])  # fmt: skip
+    return population, leading
+
+
+def test_the_leading_coefficient_is_the_exact_one(setting):
+    population, leading = setting
+    law = sn.predict.propagation(population, None, RATE, 1, [1, 10], probes=2000)
+    z = (law["layer_gradient_variance_leading"] - leading) / law["layer_gradient_variance_leading_stderr"]
+    assert abs(z).max() < LIMIT
+    assert (law["layer_gradient_variance_leading_stderr"] < 0.15 * leading).all()
+    np.testing.assert_allclose(law["gradient_variance"].sel(batch_size=10), law["gradient_variance_leading"] / 10)
+    full = law["layer_full_gradient_variance_leading"]
+    assert (full.isel(step=0) == 0).all() and (full.isel(step=1) > 0).all()
+    # the points that stand for the population in closed form have its mean gradient, but not its noise
+    points = sn.predict.propagation(population.problem, None, RATE, 1, [1], probes=2000)
+    wrong = (points["layer_gradient_variance_leading"] - leading) / law["layer_gradient_variance_leading_stderr"]
+    assert abs(wrong).max() > LIMIT
+
+
+def test_what_the_noise_does_to_the_full_gradient(setting):
+    population, _ = setting
+    student = [w.detach().numpy() for w in population.problem.model.parameters()]
+    target = population.teacher.weight.detach().numpy()
+    exact = [
+        float(sn.predict.networks.full_gradient_variance_polynomial(student, target, RATE, 1, k).coefficients[1])
+        for k in range(2)
+    ]
+    law = sn.predict.propagation(population, None, RATE, 1, [1], probes=2000, seed=1).isel(step=1)
+    name = "layer_full_gradient_variance_leading"
+    assert (abs(law[name] - exact) < LIMIT * law[f"{name}_stderr"]).all()
+
+
+def test_it_says_what_it_rests_on(setting):
+    population, _ = setting
+    law = sn.predict.propagation(population, None, RATE, 2, [1, 1000], probes=8)
+    assert law.attrs["sampling"] == "Online()" and law.attrs["n_samples"] == 0 and law.attrs["probes"] == 8
+    assert float(abs(law["next_order"].sel(batch_size=1000))) < float(abs(law["next_order"].sel(batch_size=1)))
+    again = sn.predict.propagation(population, None, RATE, 2, [1, 1000], probes=8)
+    assert law.drop_attrs().equals(again.drop_attrs())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"sampling": sn.sampling.WithReplacement()}, "sampled online"), ({"order": 2}, "needs a data set")],
+)
+def test_refusals(setting, options, message):
+    with pytest.raises(InputError, match=message):
+        sn.predict.propagation(setting[0], None, RATE, 1, [1], **options)
+    with pytest.raises(InputError, match="a data set is not"):
+        sn.predict.propagation(setting[0].problem, None, RATE, 1, [1], sampling=sn.sampling.Online())
