@@ -48,7 +48,7 @@ def loss_process(
     step = check(runs)
     if not at or not all(0 <= q <= 1 for q in (*at, *quantiles)) or not 0 <= width <= 1:
         raise InputError(f"at={list(at)}, quantiles={list(quantiles)}, width={width}: numbers between 0 and 1")
-    values = _alive(runs, step)
+    values = alive_at(runs, step)
     cells = [d for d in values[CHANGE].dims if d not in ("run", step, "redraw")]
     order = (*cells, step, "run")
     change = values[CHANGE].transpose(*order, "redraw").values
@@ -87,10 +87,16 @@ def check(runs: xr.Dataset) -> str:
             'simulate(..., record=["loss", simulate.loss_change(20)], raw=True); there are '
             f"{', '.join(map(str, runs.data_vars)) or 'no variables'}"
         )
-    return next(str(d) for d in runs[CHANGE].dims if d == "step" or str(d).endswith("_step"))
+    step = next(str(d) for d in runs[CHANGE].dims if d == "step" or str(d).endswith("_step"))
+    absent = sorted(set(runs[step].values.tolist()) - set(runs["step"].values.tolist()))
+    if absent:
+        raise InputError(
+            f"batches were redrawn at steps {absent}, where nothing else was recorded; use steps of `every`"
+        )
+    return step
 
 
-def _alive(runs: xr.Dataset, step: str) -> xr.Dataset:
+def alive_at(runs: xr.Dataset, step: str) -> xr.Dataset:
     """At the steps of the redraws; NaN from a run's divergence on."""
     at = runs.sel(step=runs[step].values) if step != "step" else runs
     if step != "step":

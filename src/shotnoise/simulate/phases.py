@@ -18,7 +18,7 @@ from scipy import stats
 
 from shotnoise import results
 from shotnoise.errors import InputError
-from shotnoise.simulate.loss_process import CHANGE, _alive, check
+from shotnoise.simulate.loss_process import CHANGE, alive_at, check
 
 FEWEST = 8  # runs, for a paired difference with an error worth the name
 RISE, FALL = "rise", "fall"
@@ -52,7 +52,7 @@ def phases(runs: xr.Dataset, *, alarm: float = 1e-3) -> xr.Dataset:
     step = check(runs)
     if not 0 < alarm < 1:
         raise InputError(f"alarm={alarm}: a probability between 0 and 1")
-    values = _alive(runs, step)[CHANGE]
+    values = alive_at(runs, step)[CHANGE]
     cells = [str(d) for d in values.dims if d not in ("run", step, "redraw")]
     spread = values.transpose(*cells, "run", step, "redraw").std("redraw", ddof=1).values
     steps = runs[step].values
