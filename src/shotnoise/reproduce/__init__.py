@@ -2,16 +2,20 @@
 
 from shotnoise.reproduce.adaptive_steps import adaptive_steps
 from shotnoise.reproduce.graduate_admission import graduate_admission
+from shotnoise.reproduce.hessian_sgd import FIGURES as HESSIAN_SGD
+from shotnoise.reproduce.hessian_sgd import hessian_sgd
 from shotnoise.reproduce.reproduction import Reproduction
 from shotnoise.reproduce.strength_of_noise import FIGURES as STRENGTH_OF_NOISE
 from shotnoise.reproduce.strength_of_noise import strength_of_noise
 from shotnoise.reproduce.teacher_student import teacher_student
 
 __all__ = [
+    "HESSIAN_SGD",
     "STRENGTH_OF_NOISE",
     "Reproduction",
     "adaptive_steps",
     "graduate_admission",
+    "hessian_sgd",
     "strength_of_noise",
     "teacher_student",
 ]

@@ -3,6 +3,7 @@
 from shotnoise.files import check_writable
 from shotnoise.show.ensembles import ensemble
 from shotnoise.show.figures import conditional_variance, figures, noise_share, spectrum
+from shotnoise.show.grids import Cell, grid
 from shotnoise.show.layers import layers
 from shotnoise.show.polynomials import (
     exponents,
@@ -30,6 +31,7 @@ from shotnoise.show.tables import set_for_terminal, table
 from shotnoise.show.tails import tail_stability
 
 __all__ = [
+    "Cell",
     "ProgressReport",
     "against_batch_size",
     "check_writable",
@@ -38,6 +40,7 @@ __all__ = [
     "ensemble",
     "exponents",
     "figures",
+    "grid",
     "house_style",
     "layers",
     "noise_scale",
