@@ -44,7 +44,7 @@ def by_loops(runs, t, b, q, width):
     return np.mean(means), np.mean(variances), np.mean(norms), len(inside)
 
 
-@pytest.mark.parametrize("t, b, q", [(0, 2, 0.1), (10, 5, 0.5), (30, 2, 0.9)])
+@pytest.mark.parametrize(("t", "b", "q"), [(0, 2, 0.1), (10, 5, 0.5), (30, 2, 0.9)])
 def test_equals_slow_loops(runs, t, b, q):
     found = sn.simulate.loss_process(runs, width=0.1).sel(step=t, batch_size=b, loss_quantile=q)
     mean, variance, size, count = by_loops(runs, t, b, q, 0.1)
@@ -108,7 +108,7 @@ def test_turns_that_are_not_there_are_reported_as_seldom_as_said():
 
 
 @pytest.mark.parametrize(
-    "shape, kinds",
+    ("shape", "kinds"),
     [([0, 1, 2, 0, -3], "rise fall"), ([0, -1, -2], "fall"), ([0, 2, 0, 2, 0], "rise fall rise fall"), ([0, 0, 0], "")],
 )
 def test_phases_that_are_there_are_found(shape, kinds):

@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from shotnoise.errors import InputError
-from shotnoise.show.axes import note
+from shotnoise.show.axes import note, step_axis
 from shotnoise.show.style import PALETTE, VERMILLION, colours, house_style, new_figure
 
 DASHES = ("-", "--", ":", "-.")
@@ -26,7 +26,7 @@ class Cell:
     """One panel: `values` (series, place), and the edges of one or two bands around each line, outer ones first.
 
     scale: of the vertical axis; "signed" is logarithmic either way from a linear piece around 0. zero: a line there.
-    top, bottom: limits. The horizontal axis is logarithmic with `wide`, from a linear piece up to its first place.
+    limits: of that axis. wide: steps that are spread unevenly, on a logarithmic axis from their first.
     """
 
     values: xr.DataArray
@@ -51,7 +51,7 @@ def grid(
         raise InputError("nothing to draw: at least one panel")
     columns = max(map(len, rows))
     figure = new_figure(0.8 + CELL[1] * len(rows), width=max(6.3, 0.5 + CELL[0] * columns))
-    every = figure.subplots(len(rows), columns, squeeze=False, sharex="col")
+    every = figure.subplots(len(rows), columns, squeeze=False)
     for line, cells in zip(every, rows, strict=True):
         for axes, cell in zip(line, cells, strict=False):
             _panel(axes, cell)
@@ -99,7 +99,8 @@ def _panel(axes: Axes, cell: Cell) -> None:
         largest = float(np.nanmax(np.abs(cell.values.values)))
         axes.set_yscale("symlog", linthresh=LINTHRESH * largest if largest > 0 else 1.0)
     if cell.wide:
-        axes.set_xscale("symlog", linthresh=float(x[x > 0].min()), linscale=0.5)
+        step_axis(axes, [int(t) for t in x])
+        axes.set_xlabel("")
     if cell.zero:
         axes.axhline(0.0, color=VERMILLION, lw=0.8)
     axes.set_ylim(*cell.limits)

@@ -4,12 +4,13 @@
 
 A rise or a fall between two steps is seen when the paired difference exceeds t(R - 1; alarm / (T (T - 1))) standard
 errors, the threshold at which all T (T - 1) / 2 differences, either way, have the right sign at once with probability
-1 - alarm. Walking along the steps, a phase ends at its extreme once a later step lies beyond that threshold on the other
-side of it. So with probability at least 1 - alarm the curve of the geometric mean spread turns at least as often as is
-said. This takes the means over runs for normal (tens of runs); a run whose spread is zero somewhere is left out.
+1 - alarm. Walking along the steps, a phase ends at its extreme once a later step lies beyond that threshold on the
+other side of it. So with probability at least 1 - alarm the curve of the geometric mean spread turns at least as often as
+is said. This takes the means over runs for normal (tens of runs); a run whose spread is zero somewhere is left out.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import xarray as xr
@@ -45,8 +46,8 @@ def phases(runs: xr.Dataset, *, alarm: float = 1e-3) -> xr.Dataset:
     there are.
 
     Returns by `phase`: `phase_kind` ("rise" or "fall", "" beyond the last), `phase_start` and `phase_end` (steps),
-    `phase_factor` by which the geometric mean of the spread changes, `phase_t`; by step `loss_change_spread`, that mean,
-    with its standard error; `phase_count`; `phase_runs`, how many were looked at.
+    `phase_factor` by which the geometric mean of the spread changes, `phase_t`; by step `loss_change_spread`, that
+    mean, with its standard error; `phase_count`; `phase_runs`, how many were looked at.
     Raises InputError for runs without redraws, an `alarm` out of range, or fewer than 8 usable runs.
     """
     step = check(runs)
@@ -103,7 +104,7 @@ def turning_phases(logs: NDArray[np.float64], alarm: float) -> list[Phase]:
     if direction == 0:
         return []
     turns.append(extreme)
-    return [Phase(i, j, float(mean[j] - mean[i]), t_of(i, j)) for i, j in zip(turns[:-1], turns[1:], strict=True)]
+    return [Phase(i, j, float(mean[j] - mean[i]), t_of(i, j)) for i, j in pairwise(turns)]
 
 
 def _dressed(

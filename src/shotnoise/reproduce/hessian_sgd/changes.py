@@ -44,8 +44,8 @@ def _distributions(shop: Workshop, figure: str, chosen: list[Setting]) -> Reprod
     rows = [[_distribution(found[s.name], k, s.short if k == 0 else "") for k in range(len(AT))] for s in chosen]
     drawn = show.grid(rows, "step $t$", None, ["5 to 95 % of batches", "25 to 75 %"])
     words = (
-        "Change of the full loss in one update over redrawn batches, for runs near the 10, 50 and 90 % quantiles of the "
-        "loss (from left to right): median and quantiles; the line is at 0."
+        "Change of the full loss in one update over redrawn batches, for runs near the 10, 50 and 90 % quantiles of "
+        "the loss (from left to right): median and quantiles; the line is at 0."
     )
     return finished(figure, "one-step change of the loss", claims, found, {figure: (drawn, words)})
 
@@ -72,8 +72,8 @@ def _claims(process: xr.Dataset, phases: xr.Dataset, setting: Setting) -> list[s
     low = int(median.values.argmin())
     return [
         claim(two, f"{setting.title}: the spread of the change of the loss has two phases, a rise and a fall; seen "
-              f"{'are ' + listing(told) if told else 'is no change'} ({int(phases['phase_runs'])} runs, false-alarm rate "
-              f"{ALARM:g})"),
+              f"{'are ' + listing(told) if told else 'is no change'} ({int(phases['phase_runs'])} runs, false-alarm "
+              f"rate {ALARM:g})"),
         claim(bool(0 < low < median.size - 1 and abs(float(median[-1])) < 0.1 * abs(float(median[low]))),
               f"{setting.title}: the mean change moves away from 0, then back to it; at the median loss "
               f"{number(float(median[0]), 2)} at the start, {number(float(median[low]), 2)} at step "

@@ -37,9 +37,9 @@ def figure_19(shop: Workshop) -> Reproduction:
     for setting in chosen:
         norm = runs[setting.name]["minibatch_gradient_norm"].median("run").values
         low = int(norm[:30].argmin())
-        claims.append(claim(low > 0, f"{setting.title}: the gradient norm falls in the first few iterations; its median "
-                            f"is {number(float(norm[0]), 3)} at the start and lowest, {number(float(norm[low]), 3)}, at "
-                            f"step {low}, then up to {number(float(norm[low:].max()), 3)}"))  # fmt: skip
+        claims.append(claim(low > 0, f"{setting.title}: the gradient norm falls in the first few iterations; its "
+                            f"median is {number(float(norm[0]), 3)} at the start and lowest, {number(float(norm[low]), 3)}, "
+                            f"at step {low}, then up to {number(float(norm[low:].max()), 3)}"))  # fmt: skip
     return dynamics_drawn("fig19", [s.short for s in chosen], {n: summarised(r) for n, r in runs.items()}, claims)
 
 
@@ -119,7 +119,7 @@ def _printed_claim(runs: xr.Dataset, title: str) -> str:
     worst = loss.where(np.isfinite(loss)).max("step").median()
     return claim(
         trained > 0.9,
-        f"{title}, recipe as printed: the loss converges; it starts at {number(float(loss.isel(step=0).median()), 2)}, the "
-        f"median run passes through {number(float(worst), 2)}, and {percent(trained)} of {loss.sizes['run']} runs end below "
-        f"{TRAINED:g}, the median at {number(float(loss.isel(step=-1).median()), 3)}",
+        f"{title}, recipe as printed: the loss converges; it starts at {number(float(loss.isel(step=0).median()), 2)}, "
+        f"the median run passes through {number(float(worst), 2)}, and {percent(trained)} of {loss.sizes['run']} runs "
+        f"end below {TRAINED:g}, the median at {number(float(loss.isel(step=-1).median()), 3)}",
     )

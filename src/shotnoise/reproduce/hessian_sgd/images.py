@@ -118,8 +118,8 @@ def _dynamics(shop: Workshop, figure: str, name: str, depths: list[int], batch_s
         title = f"{TITLE[name]}, {depth} hidden layers"
         claims.append(claim(
             fallen,
-            f"{title}: the loss falls persistently; from {listing([number(float(x), 3) for x in ends.isel(step=0)])} to "
-            f"{listing([number(float(x), 3) for x in ends.isel(step=1)])} in {images.steps:,} steps at batch sizes "
+            f"{title}: the loss falls persistently; from {listing([number(float(x), 3) for x in ends.isel(step=0)])} "
+            f"to {listing([number(float(x), 3) for x in ends.isel(step=1)])} in {images.steps:,} steps at batch sizes "
             f"{listing([f'{b}' for b in batch_sizes])}, where the mean cosine of the second half is "
             f"{listing([number(float(x), 2) for x in late])}",
         ))  # fmt: skip

@@ -8,9 +8,11 @@ PyTorch's default, which the text does not say; their learning rate is 0.1.
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from shotnoise.datasets import load
@@ -83,14 +85,14 @@ class Setting:
 
     @property
     def every(self) -> int:
-        """Between two records of the training, about 200 of them."""
-        return max(1, self.steps // 200)
+        """Between two records of the training, about 500 of them."""
+        return max(1, self.steps // 500)
 
     @cached_property
     def redrawn(self) -> tuple[int, ...]:
         """Recorded steps at which batches are redrawn: closer at the start."""
         wanted = np.concatenate([[0], np.geomspace(self.every, self.steps, 22), np.linspace(0, self.steps, 11)])
-        return tuple(sorted({int(round(t / self.every)) * self.every for t in wanted}))
+        return tuple(sorted({round(t / self.every) * self.every for t in wanted}))
 
     def problem(self, recipe: Recipe, seed: int) -> Problem:
         data = load(f"gauss-{self.classes}", random_labels=self.random_labels, scale=recipe.scale, seed=seed)
@@ -115,11 +117,13 @@ LOOKS = {
 
 
 def network(inputs: int, hidden: tuple[int, ...], classes: int) -> nn.Sequential:
-    """ReLU layers with biases everywhere."""
+    """ReLU layers with biases everywhere; the same weights every time, for they are part of a store's identity."""
     parts: list[nn.Module] = []
-    for before, after in zip((inputs, *hidden), hidden, strict=False):
-        parts += [nn.Linear(before, after), nn.ReLU()]
-    return nn.Sequential(*parts, nn.Linear((inputs, *hidden)[-1], classes))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for before, after in pairwise((inputs, *hidden)):
+            parts += [nn.Linear(before, after), nn.ReLU()]
+        return nn.Sequential(*parts, nn.Linear((inputs, *hidden)[-1], classes))
 
 
 def settings(classes: int, batch_sizes: tuple[int, ...] = (5, 50)) -> list[Setting]:

@@ -68,7 +68,7 @@ def _claims(found: xr.Dataset, setting: Setting) -> list[str]:
               f"{setting.title}: H_p goes to -H_f; ||H_f + H_p||_F / ||H_f||_F = "
               f"{listing([number(float(r), 2) for r in ratio])} at steps {at}"),
         claim(bool(top_m[-1] / top_m[1] < top_h[-1] / top_h[1]),
-              f"{setting.title}: eigenvalues of M fall faster than those of H_f; from step {steps[1]:,} to the last the "
-              f"largest falls to {number(float(top_m[-1] / top_m[1]), 2)} of its value, that of H_f to "
+              f"{setting.title}: eigenvalues of M fall faster than those of H_f; from step {steps[1]:,} to the last "
+              f"the largest falls to {number(float(top_m[-1] / top_m[1]), 2)} of its value, that of H_f to "
               f"{number(float(top_h[-1] / top_h[1]), 2)}"),
     ]  # fmt: skip

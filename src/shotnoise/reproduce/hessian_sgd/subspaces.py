@@ -95,8 +95,8 @@ def _angle_claims(summary: xr.Dataset, title: str, k: int, p: int) -> list[str]:
               f"being {number(float(gap[-1]), 2)} times the next"),
         claim(bool(0 < peak_h < len(steps) - 1 and top_m[-1] / top_m[peak_m] < top_h[-1] / top_h[peak_h]),
               f"{title}: eigenvalues rise, then fall, those of M faster; the largest of H_f "
-              f"{number(float(top_h[0]), 2)} at the start, {number(float(top_h[peak_h]), 2)} at step {steps[peak_h]:,}, "
-              f"{number(float(top_h[-1]), 2)} at the end, of M {number(float(top_m[0]), 2)}, "
+              f"{number(float(top_h[0]), 2)} at the start, {number(float(top_h[peak_h]), 2)} at step "
+              f"{steps[peak_h]:,}, {number(float(top_h[-1]), 2)} at the end, of M {number(float(top_m[0]), 2)}, "
               f"{number(float(top_m[peak_m]), 2)} at step {steps[peak_m]:,}, {number(float(top_m[-1]), 2)}"),
     ]  # fmt: skip
 
@@ -163,9 +163,9 @@ def _sine_claims(some: xr.Dataset, setting: Setting) -> list[str]:
     above = float(np.mean(sines > HALF))
     return [
         claim(above > HALF,
-              f"{setting.title}: sines stay above 0.5 most of the time; {above:.0%} of the medians at s = 1, 2, 3 do, from "
-              f"{number(float(np.nanmin(sines)), 2)} to {number(float(np.nanmax(sines)), 2)}. But a sine above 0.5 is an "
-              "angle above 30 degrees: it says that single eigenvectors are not aligned"),
+              f"{setting.title}: sines stay above 0.5 most of the time; {above:.0%} of the medians at s = 1, 2, 3 do, "
+              f"from {number(float(np.nanmin(sines)), 2)} to {number(float(np.nanmax(sines)), 2)}. But a sine above 0.5 "
+              "is an angle above 30 degrees: it says that single eigenvectors are not aligned"),
         claim(bool(np.nanmin(bound / limit) > 1),
               f"{setting.title}: the bounds are too loose to be useful; their lowest 5 % quantile over runs is "
               f"{number(float(np.nanmin(bound / limit)), 2)} sqrt(s), where below sqrt(s) they would say something"),
