@@ -15,11 +15,13 @@ import importlib.util
 
 import backpack.extensions
 import curvlinops
+import hessian_eigenthings
 import jax
 import nngeometry.gram
 import opacus.grad_sample
+import pyhessian
 import torch
 
 assert importlib.util.find_spec("torchvision") is None, "torchvision came along; the comparison should run without it"
-print(f"ready: torch {torch.__version__}, four peers and jax {jax.__version__} in .venv-peers")
+print(f"ready: torch {torch.__version__}, six peers and jax {jax.__version__} in .venv-peers")
 CHECK

@@ -24,6 +24,8 @@ PACKAGES = (
     "opacus",
     "nngeometry",
     "curvlinops-for-pytorch",
+    "hessian-eigenthings",
+    "PyHessian",
     "jax",
     "jaxlib",
 )

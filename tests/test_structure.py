@@ -76,9 +76,10 @@ def test_the_python_of_the_readme_runs():
     assert "a larger batch stops paying" in finished.stdout
 
 
-def test_the_python_of_the_pages_on_theory_runs():
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "predict.md").read_text(), re.S)
-    assert len(blocks) == 4
+@pytest.mark.parametrize(("page", "count"), [("predict", 4), ("curvature", 3)])
+def test_the_python_of_the_pages_on_theory_runs(page, count):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text(), re.S)
+    assert len(blocks) == count
     finished = subprocess.run([sys.executable, "-W", "error", "-c", "\n".join(blocks)], capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
 

@@ -86,10 +86,10 @@ def _panel(axes: Axes, cell: Cell) -> None:
     x, count = cell.values[place].values, cell.values.sizes[series]
     for k, shade in enumerate(colours(count)):
         for i, (low, high) in enumerate(cell.bands):
-            edges = [edge.isel({series: k}).values for edge in (low, high)]
+            below, above = (edge.isel({series: k}).values for edge in (low, high))
             if cell.scale == "log":
-                edges[0] = np.where(edges[0] > 0, edges[0], np.nan)
-            axes.fill_between(x, *edges, color=shade, alpha=_alpha(i, len(cell.bands)), lw=0)
+                below = np.where(below > 0, below, np.nan)
+            axes.fill_between(x, below, above, color=shade, alpha=_alpha(i, len(cell.bands)), lw=0)
         values = cell.values.isel({series: k}).values
         dashes = DASHES[k % 4] if count <= len(PALETTE) else "-"
         axes.plot(x, np.where(np.isfinite(values), values, np.nan), color=shade, ls=dashes, lw=1.2, gid=f"series {k}")
@@ -99,7 +99,7 @@ def _panel(axes: Axes, cell: Cell) -> None:
         largest = float(np.nanmax(np.abs(cell.values.values)))
         axes.set_yscale("symlog", linthresh=LINTHRESH * largest if largest > 0 else 1.0)
     if cell.wide:
-        step_axis(axes, [int(t) for t in x])
+        step_axis(axes, [int(t) for t in x], most=4)
         axes.set_xlabel("")
     if cell.zero:
         axes.axhline(0.0, color=VERMILLION, lw=0.8)

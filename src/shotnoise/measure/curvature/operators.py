@@ -51,9 +51,12 @@ class Kept(Symmetric):
         return self._block
 
     def product(self, vectors: Tensor) -> Tensor:
-        total = torch.zeros_like(vectors)
+        total: Tensor | None = None
         for count, multiply in self._kept if self.keeps else self._chunks():
-            total += multiply(vectors).mul_(count / self.problem.n)
+            part = multiply(vectors)
+            part = part if count == self.problem.n else part.mul_(count / self.problem.n)
+            total = part if total is None else total.add_(part)
+        assert total is not None
         if not bool(torch.isfinite(total.sum())):
             finite.require_sums(self.problem.unflatten(total.sum(0)), "Hessian-vector product")
         return total

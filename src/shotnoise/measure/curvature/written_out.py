@@ -65,7 +65,7 @@ class WrittenOut:
         x = inputs.flatten(1).to(weights)
         self.n = len(x)
         self.weights = weights if self.runs > 1 else weights[0]
-        self.matrices = [self.weights[..., a.weight].unflatten(-1, (a.outputs, a.inputs)) for a in layers]
+        self.matrices = [_matrix(self.weights, layer) for layer in layers]
         self._forward(x, targets.to(weights.device))
 
     def _forward(self, x: Tensor, targets: Tensor) -> None:
@@ -138,7 +138,8 @@ class WrittenOut:
         return self._products(vectors, hessian=1.0, moment=0.0, gauss_newton=True)
 
     def _products(self, vectors: Tensor, hessian: float, moment: float, gauss_newton: bool = False) -> Tensor:
-        many = vectors.shape[1] > 1
+        many, penalty = vectors.shape[1] > 1, self.l2 * hessian * (not gauss_newton)
+        hessian, moment = hessian / self.n, moment / self.n
         v = (vectors if self.runs > 1 else vectors[0]) if many else vectors.reshape(self.weights.shape)
         Rh, Rz, t = self._along_network(v, many, bool(hessian), bool(moment))
         found = self._empty(v[..., :1])
@@ -156,16 +157,15 @@ class WrittenOut:
             if hessian and k:
                 Rd = Rd @ self._widened(self.matrices[k], many)
                 if not gauss_newton:
-                    Rd = Rd.add_(d @ self._matrix(v, layer), alpha=hessian)
+                    _add_product(Rd, d, _matrix(v, layer), hessian)
                 slope, bend = self.slopes[k - 1], self.bends[k - 1]
                 Rd = Rd if slope is None else Rd.mul_(self._widened(slope, many))
                 if bend is not None and not gauss_newton:
                     Rd = Rd.add_(self._widened(bend, many) * Rh[k - 1], alpha=hessian)
-        found /= self.n
-        if self.l2 and hessian and not gauss_newton:
-            found += hessian * self.l2 * v
+        if penalty:
+            found.add_(v, alpha=penalty)
         if self.l2 and moment:
-            found += t.mean(-1, keepdim=True) * self._shift(many)
+            found += t.sum(-1, keepdim=True) * self._shift(many)
         return found.view(vectors.shape)
 
     def _along_network(
@@ -174,9 +174,13 @@ class WrittenOut:
         """R h_k and R z_{k-1} by layer, and t_i = g_i . v without the penalty."""
         Rh, Rz, t = list[Tensor](), list[Tensor | None]([None]), torch.zeros(())
         for k, layer in enumerate(self.layers):
-            fresh = self._widened(self.z[k], many) @ self._matrix(v, layer).mT
-            if layer.bias is not None:
-                fresh += v[..., None, layer.bias]
+            z, V = self._widened(self.z[k], many), _matrix(v, layer).mT
+            if layer.bias is not None and v.ndim == 1:
+                fresh = torch.addmm(v[layer.bias], z, V)
+            else:
+                fresh = z @ V
+                if layer.bias is not None:
+                    fresh += v[..., None, layer.bias]
             if moment:
                 t = t + (fresh * self._widened(self.d[k], many)).sum(-1)
             if not hessian:
@@ -184,7 +188,7 @@ class WrittenOut:
                 continue
             before = Rz[-1]
             if before is not None:
-                fresh += before @ self._widened(self.matrices[k], many).mT
+                _add_product(fresh, before, self._widened(self.matrices[k], many).mT)
             Rh.append(fresh)
             if k < len(self.layers) - 1:
                 slope = self.slopes[k]
@@ -208,7 +212,7 @@ class WrittenOut:
         Rz: Tensor | None = None, factor: float = 1.0,
     ) -> None:  # fmt: skip
         """left^T z + factor d^T Rz and the sum of left over the samples, where the layer's weights lie."""
-        place = found[..., layer.weight].unflatten(-1, (layer.outputs, layer.inputs))
+        place = _matrix(found, layer)
         if found.ndim == 1:
             torch.mm(left.T, z, out=place)
             if d is not None and Rz is not None:
@@ -232,5 +236,15 @@ class WrittenOut:
         """With an axis for the vectors, where there is one for the runs; the inputs have neither."""
         return tensor.unsqueeze(-3) if many and tensor.ndim > 2 else tensor
 
-    def _matrix(self, v: Tensor, layer: Layer[Bend]) -> Tensor:
-        return v[..., layer.weight].unflatten(-1, (layer.outputs, layer.inputs))
+
+def _matrix(v: Tensor, layer: Layer[Bend]) -> Tensor:
+    """The part of vectors (..., P) that belongs to a layer's weights, (..., outputs, inputs)."""
+    part = v[..., layer.weight]
+    return part.view(*part.shape[:-1], layer.outputs, layer.inputs)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor, factor: float = 1.0) -> None:
+    if total.ndim == 2:
+        total.addmm_(a, b, alpha=factor)
+    else:
+        total.add_(a @ b, alpha=factor)

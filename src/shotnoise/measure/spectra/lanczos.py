@@ -203,8 +203,14 @@ class _Space:
         """The part of a block outside the basis, as orthonormal rows; random rows where nothing is left."""
         length = torch.linalg.vector_norm(block, dim=2, keepdim=True)
         block = self._projected(block)
+        count = min(self.block, self.p - self.size)
+        if count <= block.shape[1]:
+            quotient, triangle = torch.linalg.qr(block[:, :count].mT)
+            left = triangle.diagonal(dim1=1, dim2=2).abs()[..., None]
+            if bool((left > CANCELLED * length[:, :count]).all()):
+                return quotient.mT
         rows = block[:, :0]
-        for j in range(min(self.block, self.p - self.size)):
+        for j in range(count):
             row, lost = self._beside(block[:, j : j + 1], rows, length[:, j : j + 1])
             for _ in range(3):
                 if not bool(lost.any()):

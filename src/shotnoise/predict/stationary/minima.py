@@ -18,13 +18,12 @@ from functools import cached_property
 import numpy as np
 import torch
 import xarray as xr
-from numpy.typing import ArrayLike
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor
 
 from shotnoise import results
 from shotnoise.errors import InputError
 from shotnoise.evaluation import Evaluation, gradient, quiet
+from shotnoise.measure.curvature import Hessian
 from shotnoise.named import Named, dot
 from shotnoise.per_sample.explicit import elementary_kernels
 from shotnoise.predict.linear_regression.stability import DIVERGES, STATIONARY
@@ -204,29 +203,23 @@ class _Local:
 
 def _curvature(problem: Problem, modes: int | None, flat: float) -> tuple[Array, Array]:
     """The curved eigenvalues (r,) and eigenvectors (p, r) of the Hessian, penalty included."""
-    p = problem.parameter_count
-
-    def product(vector: ArrayLike) -> Array:
-        tensor = torch.as_tensor(np.asarray(vector).reshape(-1), dtype=problem.dtype, device=problem.device)
-        found = problem.flatten(problem.hessian_vector_product(problem.unflatten(tensor)))
-        return np.asarray(found.double().cpu().numpy())
-
+    p, hessian = problem.parameter_count, Hessian(problem)
     wanted = (p if p <= ALL_MODES else LEADING) if modes is None else modes
     if not 1 <= wanted <= p:
         raise InputError(f"modes={modes}: from 1 to the {p} parameters of the model")
     if wanted == p:
-        H = np.array([product(row) for row in np.eye(p)])
-        values, vectors = np.linalg.eigh((H + H.T) / 2)
+        values, vectors = np.linalg.eigh(hessian.to_dense())
         lowest = float(values[0])
     else:
-        start = np.random.default_rng(0).normal(size=p)
-        operator = LinearOperator((p, p), matvec=product, dtype=np.float64)
         tolerance = 1e-8 if problem.dtype == torch.float64 else 1e-4
-        try:
-            values, vectors = eigsh(operator, k=wanted, which="LA", v0=start, tol=tolerance)
-            lowest = float(eigsh(operator, k=1, which="SA", v0=start, return_eigenvectors=False, tol=1e-2)[0])
-        except ArpackNoConvergence as error:
-            raise InputError(f"the modes of the Hessian did not converge ({error}); ask for fewer") from error
+        pairs = hessian.top(wanted, tolerance)
+        if not pairs.converged.all():
+            raise InputError(
+                f"{int((~pairs.converged).sum())} of {wanted} modes of the Hessian did not converge to {tolerance:g} "
+                f"(relative residuals up to {float(pairs.residuals.max() / pairs.values[0]):.1g}); ask for fewer"
+            )
+        values, vectors = pairs.values[::-1], pairs.vectors[:, ::-1]
+        lowest = float(hessian.top(1, 1e-2, end="smallest").values[0])
     if lowest < -flat * values[-1]:
         raise InputError(
             f"the Hessian has the negative curvature {lowest:.3g} (largest: {values[-1]:.3g}): this is no minimum; "

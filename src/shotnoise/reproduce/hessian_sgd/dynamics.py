@@ -38,8 +38,8 @@ def figure_19(shop: Workshop) -> Reproduction:
         norm = runs[setting.name]["minibatch_gradient_norm"].median("run").values
         low = int(norm[:30].argmin())
         claims.append(claim(low > 0, f"{setting.title}: the gradient norm falls in the first few iterations; its "
-                            f"median is {number(float(norm[0]), 3)} at the start and lowest, {number(float(norm[low]), 3)}, "
-                            f"at step {low}, then up to {number(float(norm[low:].max()), 3)}"))  # fmt: skip
+                            f"median is {number(float(norm[0]), 3)} at the start and lowest, "
+                            f"{number(float(norm[low]), 3)}, at step {low}, then up to {number(float(norm[low:].max()), 3)}"))  # fmt: skip
     return dynamics_drawn("fig19", [s.short for s in chosen], {n: summarised(r) for n, r in runs.items()}, claims)
 
 
@@ -83,7 +83,7 @@ def path_claims(runs: xr.Dataset, title: str, hard: bool) -> list[str]:
     ]  # fmt: skip
     late = runs.sel(step=slice(int(LATE * steps[-1]), None))
     cosine = late["gradient_cosine"].mean("step")
-    ratio = late["gradient_norm_sq"].mean("step") / np.square(late["minibatch_gradient_norm"]).mean("step")
+    ratio = late["gradient_norm_sq"].mean("step") / (late["minibatch_gradient_norm"] ** 2).mean("step")
     angle = (
         f"late in training the mean cosine is {_with_error(cosine)}, and ||mu||^2 / Tr M^(m) of the same steps "
         f"{_with_error(ratio)}"
@@ -92,9 +92,8 @@ def path_claims(runs: xr.Dataset, title: str, hard: bool) -> list[str]:
         middle = float(cosine.mean())
         found.append(claim(abs(middle - 0.25) < 0.05, f"{title}: the cosine settles around 0.25; {angle}"))
         return found
-    smooth = runs[["minibatch_gradient_norm", "gradient_cosine"]].median("run").rolling(
-        step=SMOOTH, center=True, min_periods=1
-    ).mean()  # fmt: skip
+    medians = runs[["minibatch_gradient_norm", "gradient_cosine"]].median("run")
+    smooth = medians.rolling(step=SMOOTH, center=True, min_periods=1).mean()
     norm, turned = smooth["minibatch_gradient_norm"].values, smooth["gradient_cosine"].values
     peak, dip = int(norm.argmax()), int(np.nanargmin(turned))
     inner = 0 < peak < len(steps) - 1

@@ -122,8 +122,8 @@ def with_bounds(runs: xr.Dataset) -> xr.Dataset:
     """The Yu-Wang-Samworth bound 2 min(sqrt(d) ||H_p||_2, ||H_p||_F) / (lambda_d - lambda_{d+1}) of every run."""
     values = runs["hessian_eigenvalues"]
     gap = values - values.shift(mode=-1)
-    norm = np.maximum(np.abs(runs["residual_eigenvalues"]).max("mode"),
-                      np.abs(runs["residual_lowest_eigenvalues"]).max("mode"))  # fmt: skip
+    ends = xr.concat([abs(runs["residual_eigenvalues"]), abs(runs["residual_lowest_eigenvalues"])], "end")
+    norm = ends.max(("end", "mode"))
     d = runs["mode"] + 1
     frobenius = np.maximum(runs["residual_frobenius_norm"], norm)  # an estimate, which may fall below it
     bound = 2 * np.minimum(np.sqrt(d) * norm, frobenius) / gap.where(gap > 0)
@@ -164,8 +164,8 @@ def _sine_claims(some: xr.Dataset, setting: Setting) -> list[str]:
     return [
         claim(above > HALF,
               f"{setting.title}: sines stay above 0.5 most of the time; {above:.0%} of the medians at s = 1, 2, 3 do, "
-              f"from {number(float(np.nanmin(sines)), 2)} to {number(float(np.nanmax(sines)), 2)}. But a sine above 0.5 "
-              "is an angle above 30 degrees: it says that single eigenvectors are not aligned"),
+              f"from {number(float(np.nanmin(sines)), 2)} to {number(float(np.nanmax(sines)), 2)}. But a sine above "
+              "0.5 is an angle above 30 degrees: it says that single eigenvectors are not aligned"),
         claim(bool(np.nanmin(bound / limit) > 1),
               f"{setting.title}: the bounds are too loose to be useful; their lowest 5 % quantile over runs is "
               f"{number(float(np.nanmin(bound / limit)), 2)} sqrt(s), where below sqrt(s) they would say something"),
