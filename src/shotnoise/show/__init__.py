@@ -1,6 +1,13 @@
 """Figures, tables, sentences and a page from stored results. Nothing here measures anything."""
 
 from shotnoise.files import check_writable
+from shotnoise.show.curvature_report import (
+    curvature,
+    curvature_report,
+    curvature_sentences,
+    curvature_sheet,
+    curvature_steps,
+)
 from shotnoise.show.ensembles import ensemble
 from shotnoise.show.figures import conditional_variance, figures, noise_share, spectrum
 from shotnoise.show.grids import Cell, grid
@@ -36,6 +43,11 @@ __all__ = [
     "against_batch_size",
     "check_writable",
     "conditional_variance",
+    "curvature",
+    "curvature_report",
+    "curvature_sentences",
+    "curvature_sheet",
+    "curvature_steps",
     "ellipses",
     "ensemble",
     "exponents",

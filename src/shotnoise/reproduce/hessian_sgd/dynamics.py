@@ -37,9 +37,12 @@ def figure_19(shop: Workshop) -> Reproduction:
     for setting in chosen:
         norm = runs[setting.name]["minibatch_gradient_norm"].median("run").values
         low = int(norm[:30].argmin())
-        claims.append(claim(low > 0, f"{setting.title}: the gradient norm falls in the first few iterations; its "
-                            f"median is {number(float(norm[0]), 3)} at the start and lowest, "
-                            f"{number(float(norm[low]), 3)}, at step {low}, then up to {number(float(norm[low:].max()), 3)}"))  # fmt: skip
+        start, least, most = (number(float(x), 3) for x in (norm[0], norm[low], norm[low:].max()))
+        claims.append(claim(
+            low > 0,
+            f"{setting.title}: the gradient norm falls in the first few iterations; its median is {start} at the start "
+            f"and lowest, {least}, at step {low}, then up to {most}",
+        ))  # fmt: skip
     return dynamics_drawn("fig19", [s.short for s in chosen], {n: summarised(r) for n, r in runs.items()}, claims)
 
 
