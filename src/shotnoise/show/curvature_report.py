@@ -40,15 +40,15 @@ def curvature_sentences(result: xr.Dataset) -> list[str]:
     values, moment = here["hessian_eigenvalues"].values, here["second_moment_eigenvalues"].values
     cosines = here["principal_angle_cosines"].values
     q = int(here.attrs.get("subspace_dimensions", np.isfinite(cosines).sum()))
+    overlap, chance = (number(float(here[name][q - 1]), 2) for name in ("subspace_overlap", "subspace_overlap_chance"))
     trace = with_stderr(float(here["hessian_trace"]), _error(here, "hessian_trace"))
     found = [
         f"The largest eigenvalue of the Hessian is {number(float(values[0]))}, the smallest "
         f"{number(float(here['hessian_lowest_eigenvalues'][0]))}; its trace {trace}.",
-        f"The second moment of the gradients has {number(float(moment[0]))} as its largest; its {len(moment)} largest carry "
-        f"{percent(float(min(moment.sum() / float(here['second_moment_trace']), 1.0)))} of its trace.",
-        f"{int((cosines >= ALIGNED).sum())} of {q} principal angles between the leading eigenspaces have a cosine of at "
-        f"least {ALIGNED:g}; the leading {q} dimensions overlap by {number(float(here['subspace_overlap'][q - 1]), 3)}, "
-        f"random spaces by {number(float(here['subspace_overlap_chance'][q - 1]), 2)}.",
+        f"The second moment of the gradients has {number(float(moment[0]))} as its largest; its {len(moment)} largest "
+        f"carry {percent(float(min(moment.sum() / float(here['second_moment_trace']), 1.0)))} of its trace.",
+        f"{int((cosines >= ALIGNED).sum())} of {q} principal angles between the leading eigenspaces have a cosine of "
+        f"at least {ALIGNED:g}; the leading {q} dimensions overlap by {overlap}, random spaces by {chance}.",
     ]
     if "second_moment_ratio" in here:
         ratio = number(float(here["second_moment_ratio"]), 3)
@@ -83,10 +83,10 @@ def curvature_steps(result: xr.Dataset) -> Sheet | None:
     for k, step in enumerate(result["step"].values):
         here = result.isel(step=k)
         cosines = here["principal_angle_cosines"].values
-        cells = [float(here["loss"]), float(here["hessian_eigenvalues"][0]), float(here["hessian_lowest_eigenvalues"][0]),
-                 float(here["second_moment_eigenvalues"][0]),
-                 float(here["second_moment_ratio"]) if "second_moment_ratio" in here else np.nan,
-                 float(np.nanmean(cosines))]  # fmt: skip
+        leading = ("hessian_eigenvalues", "hessian_lowest_eigenvalues", "second_moment_eigenvalues")
+        cells = [float(here["loss"]), *(float(here[name][0]) for name in leading)]
+        cells += [float(here["second_moment_ratio"]) if "second_moment_ratio" in here else np.nan]
+        cells += [float(np.nanmean(cosines))]
         rows.append([f"{int(step):,}", *map(number, cells)])
     columns = ["step", "loss", "largest of H", "smallest of H", "largest of M", "||M|| / ||H||", "mean cosine"]
     return Sheet("Along the training", columns, rows)

@@ -77,7 +77,7 @@ def grid(
         handles.append(Patch(color=PALETTE[0], alpha=_alpha(k, len(bands))))
         labels.append(word)
     if handles:
-        figure.legend(handles, labels, loc="outside upper center", ncols=min(4, len(handles)), handlelength=1.8)
+        figure.legend(handles, labels, loc="outside upper center", ncols=min(5, len(handles)), handlelength=1.8)
     return figure
 
 

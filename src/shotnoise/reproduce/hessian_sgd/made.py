@@ -17,7 +17,10 @@ PAPER = "Li, Gu, Zhou, Chen, Banerjee, Hessian based analysis of SGD for deep ne
 
 
 def summarised(runs: xr.Dataset) -> xr.Dataset:
-    """Mean, error and quantiles over runs."""
+    """Mean, error and quantiles over runs; of the ratio ||M||_F / ||H||_F of each run, too."""
+    if "hessian_frobenius_norm" in runs:
+        ratio = runs["second_moment_frobenius_norm"] / runs["hessian_frobenius_norm"]
+        runs = runs.assign(second_moment_ratio=ratio)
     return simulate.summary(runs, QUANTILES)
 
 
@@ -30,7 +33,7 @@ def mean_cell(summary: xr.Dataset, name: str, label: str, title: str = "", **how
 
 def _series_first(values: xr.DataArray) -> xr.DataArray:
     """(series, place), the place being a step or an index."""
-    place = next(d for d in values.dims if str(d).endswith("step") or d == "index")
+    place = "index" if "index" in values.dims else next(d for d in values.dims if str(d).endswith("step"))
     if values.ndim == 1:
         return values.expand_dims("series")
     return values.transpose(..., place)

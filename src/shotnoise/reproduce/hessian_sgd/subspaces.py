@@ -103,7 +103,7 @@ def _angle_claims(summary: xr.Dataset, title: str, k: int, p: int) -> list[str]:
 
 def _sheet(summary: xr.Dataset, title: str, k: int, p: int) -> Sheet:
     columns = ["step", "loss", f"cosine {k} of {summary.sizes['mode']}", f"overlap of leading {k}", "chance",
-               f"gap {k}", "||M|| / ||H||"]  # fmt: skip
+               f"gap {k}", "||M|| / ||H|| (median)"]  # fmt: skip
     rows = []
     for step in summary["curvature_step"].values:
         here = summary.sel(curvature_step=step)
@@ -112,7 +112,7 @@ def _sheet(summary: xr.Dataset, title: str, k: int, p: int) -> Sheet:
         numbers = (
             loss, float(here["principal_angle_cosines"][k - 1]), float(here["subspace_overlap"][k - 1]), k / p,
             float(values[k - 1] / values[k]),
-            float(here["second_moment_frobenius_norm"] / here["hessian_frobenius_norm"]),
+            float(here["second_moment_ratio_quantile"].sel(quantile=0.5)),
         )  # fmt: skip
         rows.append([f"{step:,}", *(number(x, 3) for x in numbers)])
     return Sheet(title, columns, rows)
