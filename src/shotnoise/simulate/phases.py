@@ -5,8 +5,9 @@
 A rise or a fall between two steps is seen when the paired difference exceeds t(R - 1; alarm / (T (T - 1))) standard
 errors, the threshold at which all T (T - 1) / 2 differences, either way, have the right sign at once with probability
 1 - alarm. Walking along the steps, a phase ends at its extreme once a later step lies beyond that threshold on the
-other side of it. So with probability at least 1 - alarm the curve of the geometric mean spread turns at least as often as
-is said. This takes the means over runs for normal (tens of runs); a run whose spread is zero somewhere is left out.
+other side of it. So with probability at least 1 - alarm the curve of the geometric mean spread turns at least as
+often as is said. This takes the means over runs for normal (tens of runs); a run whose spread is zero somewhere is
+left out.
 """
 
 from dataclasses import dataclass

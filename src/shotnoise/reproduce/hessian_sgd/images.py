@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
+from numpy.typing import NDArray
 
 from shotnoise import results, simulate
 from shotnoise.datasets import load
-from shotnoise.measure.curvature.runs import RunCurvature
+from shotnoise.measure import Curvature
+from shotnoise.measure.spectra import subspaces
 from shotnoise.problem import Problem
 from shotnoise.reproduce.hessian_sgd.dynamics import dynamics_drawn
 from shotnoise.reproduce.hessian_sgd.made import claim, summarised
@@ -27,6 +29,7 @@ from shotnoise.rules import SGD
 from shotnoise.show.words import listing, number
 
 RATE, LEADING = 0.1, 15
+TOLERANCE, PROBES = 1e-3, 6  # of eigenpairs in single precision; random vectors for ||H||_F
 LOOKS = (0.0, 0.1, 0.3, 1.0)  # shares of the training at which the curvature is taken
 RECORD = ["loss", "gradient_cosine", "minibatch_gradient_norm"]
 WIDTH = {"mnist": 128, "cifar10": 256}
@@ -66,21 +69,40 @@ class Images:
         """By batch size, along `curvature_step`, of every run."""
         looks = tuple(sorted({round(self.steps * share) for share in LOOKS}))
         runs, part = self.trained(depth, batch_sizes, looks=looks), self.problem(depth, self.sampled)
-        wanted = RunCurvature(LEADING, probes=4, tolerance=1e-4)
-        wanted.check(part)
         found = {}
         for b in batch_sizes:
-            weights = torch.from_numpy(runs["weights"].sel(batch_size=b).transpose("weights_step", "run", ...).values)
-            seen = [wanted.of(part, at) for at in weights]
-            axes = wanted.axes(part)
+            weights = torch.from_numpy(runs["weights"].sel(batch_size=b).transpose("run", "weights_step", ...).values)
+            seen = [[_look(part, at) for at in run] for run in weights]
             variables = {
-                name: (("run", "curvature_step", *axes[name]), np.stack([one[name].numpy() for one in seen], 1))
-                for name in seen[0]
-            }
+                name: (("run", "curvature_step", *["mode"][: seen[0][0][name].ndim]),
+                       np.array([[look[name] for look in run] for run in seen]))
+                for name in seen[0][0]
+            }  # fmt: skip
             coordinates = {"run": runs["run"].values, "curvature_step": list(looks)}
             whole = xr.Dataset(variables, coordinates, runs.attrs | {"curvature_samples": self.sampled})
             found[b] = results.describe(whole.assign(loss=runs["loss"].sel(batch_size=b, drop=True)))
         return found
+
+
+def _look(part: Problem, weights: torch.Tensor) -> dict[str, NDArray[np.float64]]:
+    """Leading eigenpairs of H and M at these weights and how their spaces lie; NaN where one has not converged."""
+    one = part.replica()
+    with torch.no_grad():
+        for name, value in one.unflatten(weights).items():
+            one.parameters[name].copy_(value)
+    hessian, moment = Curvature.hessian(one), Curvature.second_moment(one)
+    top, other = hessian.top(LEADING, TOLERANCE), moment.top(LEADING)
+    U, V = top.vectors, other.vectors
+    good = top.converged.all() and other.converged.all()
+    overlaps = [subspaces.principal_angles(U[:, :d], V[:, :d]).overlap for d in range(1, LEADING + 1)]
+    return {
+        "hessian_eigenvalues": np.where(top.converged, top.values, np.nan),
+        "second_moment_eigenvalues": np.where(other.converged, other.values, np.nan),
+        "principal_angle_cosines": np.where(good, subspaces.principal_angles(U, V).cosines, np.nan),
+        "subspace_overlap": np.where(good, overlaps, np.nan),
+        "hessian_frobenius_norm": np.array(Curvature.frobenius_norm(hessian, PROBES).value),
+        "second_moment_frobenius_norm": np.array(np.linalg.norm(moment.gram) / part.n),
+    }
 
 
 def figure_3(shop: Workshop) -> Reproduction:

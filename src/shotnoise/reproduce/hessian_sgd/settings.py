@@ -48,7 +48,7 @@ class Preset:
     recipe: Recipe = WORKING
 
 
-QUICK = Preset(100, 16, 6, 8, 24, (2000, 2, 200, 256))
+QUICK = Preset(100, 16, 6, 8, 24, (2000, 2, 200, 128))
 PRESETS = {
     "quick": QUICK,
     "paper": Preset(10_000, 10_000, 10_000, 10_000, 50, (60_000, 10, 4000, 1024)),
