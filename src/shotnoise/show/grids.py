@@ -97,7 +97,7 @@ def _panel(axes: Axes, cell: Cell) -> None:
         axes.set_yscale("log")
     elif cell.scale == "signed":
         largest = float(np.nanmax(np.abs(cell.values.values)))
-        axes.set_yscale("symlog", linthresh=LINTHRESH * largest if largest > 0 else 1.0)
+        axes.set_yscale("symlog", linthresh=LINTHRESH * largest if largest > 0 else 1.0, linscale=1.5)
     if cell.wide:
         step_axis(axes, [int(t) for t in x], most=4)
         axes.set_xlabel("")

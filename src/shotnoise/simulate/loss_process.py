@@ -40,8 +40,10 @@ def loss_process(
     Raises InputError for runs without `loss` or without at least 3 redraws of `loss_change`.
 
     >>> import torch, shotnoise as sn
+    >>> from shotnoise.simulate import Simulate
+    >>> simulate = Simulate()  # which is `shotnoise.simulate`
     >>> problem = sn.Problem(torch.nn.Linear(1, 1), "mse", torch.arange(4.0)[:, None], torch.ones(4, 1))
-    >>> runs = sn.simulate(problem, sn.rules.SGD(0.1), 1, 4, 20, record=["loss", sn.simulate.loss_change(5)])
+    >>> runs = simulate(problem, sn.rules.SGD(0.1), 1, 4, 20, record=["loss", simulate.loss_change(5)])
     >>> dict(loss_process(runs)["loss_change"].sizes)
     {'batch_size': 1, 'step': 5, 'loss_quantile': 3}
     """

@@ -1,5 +1,7 @@
 """Figures 1, 12 and 13: all eigenvalues of H, M and H_p at the first, an intermediate and the last step."""
 
+from dataclasses import replace
+
 import numpy as np
 import xarray as xr
 
@@ -12,7 +14,8 @@ from shotnoise.show.grids import Cell
 from shotnoise.show.words import listing, number, percent
 
 SPECTRA = {"hessian_spectrum": "$H_f$", "second_moment_spectrum": "$M$", "residual_spectrum": "$H_p$"}
-SHOWN = 40  # eigenvalues at either end
+SHOWN, GAP = 40, 8  # eigenvalues at either end, places between them
+ROUNDING = 1e-9  # below it an eigenvalue of M is zero but for rounding
 NON_TRIVIAL = 0.85  # share of Tr M that k eigenvalues must carry for "about k are not trivial"
 
 
@@ -37,7 +40,7 @@ def _spectra(shop: Workshop, figure: str, chosen: list[Setting]) -> Reproduction
     drawn = show.grid(rows, "rank $i$", names, ["95 % interval"])
     words = (
         f"Mean eigenvalues over runs, in descending order, on a signed logarithmic axis: the {SHOWN} largest, then the "
-        f"{SHOWN} smallest."
+        f"{SHOWN} smallest; those of M, none negative, on a logarithmic one."
     )
     title = f"full spectra on Gauss-{chosen[0].classes}, {first.attrs['runs']:,} runs"
     return finished(figure, title, claims, found, {figure: (drawn, words)})
@@ -45,12 +48,17 @@ def _spectra(shop: Workshop, figure: str, chosen: list[Setting]) -> Reproduction
 
 def _row(found: xr.Dataset, setting: Setting) -> list[Cell]:
     ends = np.r_[0:SHOWN, -SHOWN:0]
-    both = found.isel(index=ends).assign_coords(index=np.arange(1, 2 * SHOWN + 1))
-    both = both.transpose("curvature_step", ...)
-    return [
-        mean_cell(both, name, f"{letter} eigenvalue", setting.short if letter == "$H_f$" else "", scale="signed")
+    both = found.isel(index=ends).assign_coords(index=np.r_[1 : SHOWN + 1, SHOWN + GAP : 2 * SHOWN + GAP])
+    both = both.reindex(index=np.arange(1, 2 * SHOWN + GAP)).transpose(
+        "curvature_step", ...
+    )  # nothing is drawn between
+    cells = {
+        name: mean_cell(both, name, f"{letter} eigenvalue", setting.short if letter == "$H_f$" else "", scale="signed")
         for name, letter in SPECTRA.items()
-    ]
+    }
+    moment = "second_moment_spectrum"
+    cells[moment] = replace(cells[moment], scale="log", values=cells[moment].values.where(both[moment] > ROUNDING))
+    return list(cells.values())
 
 
 def _claims(found: xr.Dataset, setting: Setting) -> list[str]:
