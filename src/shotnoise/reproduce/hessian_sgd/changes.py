@@ -70,11 +70,12 @@ def _claims(process: xr.Dataset, phases: xr.Dataset, setting: Setting) -> list[s
     two = list(phases["phase_kind"].values[:count]) == ["rise", "fall"]
     median = process["loss_change"].sel(loss_quantile=0.5)
     low = int(median.values.argmin())
+    ends = [float(median[k]) for k in (0, -1)]
     return [
         claim(two, f"{setting.title}: the spread of the change of the loss has two phases, a rise and a fall; seen "
               f"{'are ' + listing(told) if told else 'is no change'} ({int(phases['phase_runs'])} runs, false-alarm "
               f"rate {ALARM:g})"),
-        claim(bool(0 < low < median.size - 1 and abs(float(median[-1])) < 0.1 * abs(float(median[low]))),
+        claim(bool(0 < low < median.size - 1 and max(abs(ends[0]), 10 * abs(ends[1])) < abs(float(median[low]))),
               f"{setting.title}: the mean change moves away from 0, then back to it; at the median loss "
               f"{number(float(median[0]), 2)} at the start, {number(float(median[low]), 2)} at step "
               f"{int(median['step'][low]):,}, {number(float(median[-1]), 2)} at the end"),
