@@ -18,6 +18,7 @@ from shotnoise.show.style import PALETTE, VERMILLION, colours, house_style, new_
 
 DASHES = ("-", "--", ":", "-.")
 CELL = (2.3, 1.85)  # inches of a panel
+LINE = 88  # letters that a legend has room for side by side
 LINTHRESH = 1e-3  # share of the largest modulus below which a signed logarithmic axis is linear
 
 
@@ -77,7 +78,9 @@ def grid(
         handles.append(Patch(color=PALETTE[0], alpha=_alpha(k, len(bands))))
         labels.append(word)
     if handles:
-        figure.legend(handles, labels, loc="outside upper center", ncols=min(5, len(handles)), handlelength=1.8)
+        fitting = max(1, LINE // (max(map(len, labels)) + 7))
+        count = min(5, fitting, len(handles))
+        figure.legend(handles, labels, loc="outside upper center", ncols=count, handlelength=1.8)
     return figure
 
 

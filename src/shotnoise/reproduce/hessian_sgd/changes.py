@@ -31,7 +31,7 @@ def figure_10(shop: Workshop) -> Reproduction:
     chosen = settings(10)
     found, claims = _processes(shop, chosen)
     cells = [_variance(found[s.name], s.short) for s in chosen]
-    drawn = show.grid([cells[:2], cells[2:]], "step $t$", [f"{q:.0%} quantile of the loss" for q in AT], [INTERVAL])
+    drawn = show.grid([cells[:2], cells[2:]], "step $t$", [f"loss quantile {100 * q:.0f} %" for q in AT], [INTERVAL])
     words = "Variance over batches of the change of the loss in one update, for runs near quantiles of the loss."
     return finished("fig10", "variance of the change of the loss", claims, found, {"fig10": (drawn, words)})
 

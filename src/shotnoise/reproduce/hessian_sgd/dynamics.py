@@ -12,6 +12,7 @@ from shotnoise.show.grids import Cell
 from shotnoise.show.words import number, percent
 
 AT = (0.1, 0.25, 0.5, 0.75, 0.9)
+FEW = 10  # runs below which quantiles say little
 TRAINED = 0.1  # loss below which a run counts as trained
 LATE = 0.8  # share of the training from which on it is late
 PRINTED_COSINE, SAME, JUDGED = 0.25, 0.05, 4.0  # differences that count as none, or standard errors
@@ -68,6 +69,8 @@ def dynamics_drawn(figure: str, titles: list[str], found: dict[str, xr.Dataset],
     drawn = show.grid(rows, "step $t$", [f"{100 * q:.0f} % of runs" for q in AT])
     words = "Quantiles over runs of the loss, of the cosine between successive gradients, and of the gradient norm."
     runs = int(next(iter(found.values())).attrs["runs"])
+    if runs < FEW:
+        words += f" With {runs} runs they are interpolated between these."
     return finished(figure, f"dynamics, {runs:,} runs", claims, found, {figure: (drawn, words)})
 
 
