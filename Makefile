@@ -45,6 +45,7 @@ bench: .venv-peers/.ready ## CPU time and memory beside other libraries (half an
 	.venv-peers/bin/python benchmarks/propagation.py
 	.venv-peers/bin/python benchmarks/optim.py
 	.venv-peers/bin/python benchmarks/curvature.py
+	.venv-peers/bin/python benchmarks/diffusion.py
 
 bench-mnist: .venv-peers/.ready ## a full pass over MNIST; needs SHOTNOISE_DATA
 	.venv-peers/bin/python benchmarks/full_pass.py

@@ -28,6 +28,7 @@ PACKAGES = (
     "PyHessian",
     "jax",
     "jaxlib",
+    "torchsde",
 )
 
 

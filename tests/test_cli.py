@@ -108,8 +108,8 @@ def test_a_csv_table(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ([], "say what to measure: --data"),
-        (["--data", "digits", "--problem", "a:b"], "say what to measure: --data"),
+        ([], "say which problem: --data"),
+        (["--data", "digits", "--problem", "a:b"], "say which problem: --data"),
         (["--data", "nope"], "There is no data set 'nope'"),
         (["--data", "digits", "--model", "gpt"], "model 'gpt' is not known"),
         (["--data", "digits", "--model", "mlp:8,x"], "whole numbers"),

@@ -81,3 +81,52 @@ def test_other_quantities(run, quantity, word):
 def test_refusals(run, options, message):
     code, _, err = run(*NETWORKS, *options)
     assert code == 2 and message in err, err
+
+
+class TestPropagation:
+    ARGS = ("predict", "propagation", "--data", "diabetes", "--model", "linear", "--learning-rate", 0.01)
+
+    def test_a_linear_model_is_that_of_predict_regression(self, run, tmp_path):
+        figure, out, store = (tmp_path / name for name in ("p.svg", "p.json", "p.zarr"))
+        code, said, err = run(*self.ARGS, "--steps", 3, "--batch-sizes", "64,4096", "--figure", figure, "--json", out,
+                              "--save", store)  # fmt: skip
+        assert code == 0, err
+        assert "falls as b^-1.00" in said and "below 10 % from b =" in said
+        law = sn.load(store)
+        data = sn.datasets.load("diabetes")
+        problem = sn.experiment.sources.problem(data, "linear", l2=0.0, seed=0)
+        weight, bias = (p.detach().double().numpy() for p in problem.parameters.values())
+        exact = sn.predict.regression(
+            data.inputs.double().numpy(), data.targets.double().numpy(), np.append(weight[0], bias), 0.01, [10**7], 3,
+            sampling=sn.sampling.WithReplacement(), intercept=True,
+        )  # fmt: skip
+        leading = 1e7 * exact["gradient_variance"].sel(batch_size=10**7)
+        np.testing.assert_allclose(law["gradient_variance_leading"], leading, rtol=1e-4)
+        assert figure.exists() and json.loads(out.read_text())
+
+    def test_far_too_small_batches_are_told(self, run):
+        code, said, _ = run(*self.ARGS[:-1], 0.4, "--steps", 12, "--batch-sizes", "1")
+        assert code == 0 and "simulate" in said
+
+    def test_probes_show_their_errors(self, run):
+        code, said, _ = run(*self.ARGS, "--steps", 2, "--batch-sizes", "8,16", "--probes", 16)
+        assert code == 0 and "±" in said
+
+    def test_refusals(self, run):
+        code, _, err = run("predict", "propagation")
+        assert code == 2 and "say which problem" in err
+        code, _, err = run(*self.ARGS, "--sampling", "reshuffled-epochs")
+        assert code == 2 and "fresh batches" in err
+
+
+def test_stopped_with_an_earlier_step_in_hand(run, monkeypatch):
+    from shotnoise.cli import networks as command
+
+    earlier = sn.predict.networks.gradient_variance_polynomial([[[1]], [[1]]], [[4]], "1/24", 0)
+
+    def stopped(*args):
+        raise sn.predict.networks.Interrupted({0: earlier}, 1)
+
+    monkeypatch.setattr(command, "_with_progress", stopped)
+    code, said, err = run(*NETWORKS, *EXAMPLE)
+    assert code == 0 and "this is step 0" in err and "1 18" in said

@@ -8,6 +8,7 @@ result = sn.measure(problem, batch_sizes=[1, 8, 64, 512])
 from typing import TYPE_CHECKING, Any
 
 from shotnoise import datasets, models, optim, predict, results, rules, sampling, schedules, training
+from shotnoise.advice import advise
 from shotnoise.compare import Agreement, compare
 from shotnoise.errors import (
     DataError,
@@ -50,6 +51,7 @@ __all__ = [
     "Problem",
     "ShotnoiseError",
     "TeacherStudent",
+    "advise",
     "compare",
     "datasets",
     "load",

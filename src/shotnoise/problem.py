@@ -173,25 +173,33 @@ class Problem:
             finite.require_sums(product, "Hessian-vector product")
         return products
 
+    def slopes(self, indices: Tensor | None = None) -> Iterator[tuple[Slope, Tensor]]:
+        """Chunk by chunk the summed gradient of the data losses with its graph, and the samples it is of.
+
+        Raises InputError for a model or a loss that cannot be differentiated twice.
+        """
+        evaluation = self.evaluation()
+        for chunk in self.chunks(indices, self.chunk_size):
+            with quiet(), elementary_kernels():
+                slope = Slope(self._summed(evaluation, chunk), evaluation.leaves)
+            yield slope, chunk
+
     def third_derivatives(
         self, vectors: Sequence[Mapping[str, Tensor]], indices: Tensor | None = None
     ) -> list[tuple[Named, Named]]:
         """For each v: H v and D^3 L [v, v], the gradient of v^T H v at fixed v, from a third backward pass."""
-        size, count = self.chunk_size, self.n if indices is None else len(indices)
+        count = self.n if indices is None else len(indices)
         totals = [(Sum(), Sum()) for _ in vectors]
         with quiet(), elementary_kernels():
             evaluation = self.evaluation()
             wanted = [self._require_vector(vector) for vector in vectors]
-            for chunk in self.chunks(indices, size):
-                with ElementaryNorms():
-                    losses = evaluation.losses(*self._batch(evaluation, chunk))
-                finite.require_losses(losses, chunk)
-                slope = gradient(losses.sum(), evaluation.leaves, create_graph=True)
+            for chunk in self.chunks(indices, self.chunk_size):
+                slope = gradient(self._summed(evaluation, chunk), evaluation.leaves, create_graph=True)
                 for k, (vector, (total, curved)) in enumerate(zip(wanted, totals, strict=True)):
                     product = gradient(dot(slope, vector), evaluation.leaves, create_graph=True)
                     total.add({name: part.detach() for name, part in product.items()})
-                    kept = k + 1 < len(wanted)
-                    curved.add(gradient(dot(product, vector), evaluation.leaves, retain_graph=kept))
+                    further = k + 1 < len(wanted)
+                    curved.add(gradient(dot(product, vector), evaluation.leaves, retain_graph=further))
         found = [(total.over(count), curved.over(count)) for total, curved in totals]
         for product, third in found:
             finite.require_sums(product, "Hessian-vector product")
@@ -201,20 +209,12 @@ class Problem:
             for (product, third), vector in zip(found, wanted, strict=True)
         ]
 
-    def slopes(self, indices: Tensor | None = None) -> Iterator[tuple[Slope, Tensor]]:
-        """Chunk by chunk the summed gradient of the data losses with its graph, and the samples it is of.
-
-        Raises InputError for a model or a loss that cannot be differentiated twice.
-        """
-        size = self.chunk_size
-        evaluation = self.evaluation()
-        for chunk in self.chunks(indices, size):
-            with quiet(), elementary_kernels():
-                with ElementaryNorms():
-                    losses = evaluation.losses(*self._batch(evaluation, chunk))
-                finite.require_losses(losses, chunk)
-                slope = Slope(losses.sum(), evaluation.leaves)
-            yield slope, chunk
+    def _summed(self, evaluation: Evaluation, chunk: Tensor) -> Tensor:
+        """The sum of the samples' losses, to be differentiated more than once."""
+        with ElementaryNorms():
+            losses = evaluation.losses(*self._batch(evaluation, chunk))
+        finite.require_losses(losses, chunk)
+        return losses.sum()
 
     def replica(self) -> "Problem":
         """The same problem with a copy of the model, whose weights may be changed; the data are shared."""

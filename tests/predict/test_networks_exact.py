@@ -1,6 +1,7 @@
 """Exact polynomials of networks: worked examples, enumeration in fractions, degrees, engines against each other."""
 
 import itertools
+import signal
 from fractions import Fraction as F
 
 import numpy as np
@@ -9,21 +10,21 @@ import torch
 
 import shotnoise as sn
 from shotnoise.predict import networks
-from shotnoise.predict.networks import Points, gaussian, lattice, model, points, traces, wishart
+from shotnoise.predict.networks import Points, engines, lattice, model, quantities, traces, wishart
 
 SCALAR = ([[[1]], [[1]]], [[4]], F(1, 24))
-QUANTITIES = ("gradient_variance", "full_gradient_variance", "loss")
+QUANTITIES = ("gradient_variance", "full_gradient_variance", "loss", "loss_variance")
 
 
 def polynomial(quantity, *args, layer=0, **options):
-    if quantity == "loss":
-        return networks.loss_polynomial(*args, **options)
+    if quantity.startswith("loss"):
+        return getattr(networks, f"{quantity}_polynomial")(*args, **options)
     return getattr(networks, f"{quantity}_polynomial")(*args, layer, **options)
 
 
 def test_the_worked_example_with_gaussian_inputs():
     """variance-dynamics, Example 2: scalars, w = (1, 1), W* = 4, a = 1/24, t = 1."""
-    variance, full, loss = (polynomial(name, *SCALAR, 1) for name in QUANTITIES)
+    variance, full, loss = (polynomial(name, *SCALAR, 1) for name in QUANTITIES[:3])
     assert variance.coefficients.tolist() == [
         0, F(1240397, 65536), F(-84905, 65536), F(-195, 16384), F(6735, 16384), F(773, 4096), F(15, 512),
     ]  # fmt: skip
@@ -122,6 +123,7 @@ def enumerated(student, teacher, activation, inputs, rates, b, layer):
         "gradient_variance": variance(1),
         "full_gradient_variance": variance(2),
         "loss": sum(row[0] * row[3] for row in own),
+        "loss_variance": sum(row[0] * row[3] ** 2 for row in own) - sum(row[0] * row[3] for row in own) ** 2,
     }
 
 
@@ -152,16 +154,14 @@ def test_fractions_equal_the_enumeration(name):
     student, teacher, activation, inputs, step, sizes = CASES[name]
     rates = [F(1, 2), F(1, 3)][:step]
     layer = len(student) - 1 if len(name) % 2 else 0
-    for b in sizes:
-        wanted = enumerated(student, teacher, activation, inputs, rates, b, layer)
-        for quantity in QUANTITIES:
-            found = polynomial(
-                quantity, student, teacher, rates, step, layer=layer, activation=activation, inputs=inputs
-            )
-            assert found(b) == wanted[quantity], (quantity, b)
-            assert found.degree <= found.degree_bound
-            if quantity != "loss" and inputs.replacement:
-                assert found.coefficients[0] == 0
+    wanted = {b: enumerated(student, teacher, activation, inputs, rates, b, layer) for b in sizes}
+    for quantity in QUANTITIES:
+        found = polynomial(quantity, student, teacher, rates, step, layer=layer, activation=activation, inputs=inputs)
+        for b in sizes:
+            assert found(b) == wanted[b][quantity], (quantity, b)
+        assert found.degree <= found.degree_bound
+        if quantity != "loss" and inputs.replacement:
+            assert found.coefficients[0] == 0
     if not inputs.replacement:
         assert (
             polynomial("gradient_variance", student, teacher, rates, step, activation=activation, inputs=inputs)(3) == 0
@@ -218,7 +218,27 @@ def test_wishart_moments():
     assert two[1, 2, 0] == [0, 1, 2] and two[2, 0, 0] == [1, 2]
 
 
-@pytest.mark.parametrize("quantity", QUANTITIES)
+@pytest.mark.parametrize("p", [1, 2, 3])
+def test_traces_of_powers_of_wishart_matrices(p):
+    """E tr S^2 = p + u p (p + 1), E tr S^3 = p + 3 u p (p + 1) + u^2 p (p^2 + 3 p + 4), E (tr S)^2 = p^2 + 2 u p."""
+    moments = wishart.wishart_moments(p, 3)
+    place = {pair: k for k, (i, j) in enumerate(wishart.entries(p)) for pair in ((i, j), (j, i))}
+
+    def mean(pairs):
+        exponents = [0] * len(wishart.entries(p))
+        for pair in pairs:
+            exponents[place[pair]] += 1
+        found = moments[tuple(exponents)]
+        return np.array([*found, *[0] * (3 - len(found))])
+
+    r = range(p)
+    assert sum(mean([(i, j), (j, i)]) for i in r for j in r).tolist() == [p, p * (p + 1), 0]
+    assert sum(mean([(i, i), (j, j)]) for i in r for j in r).tolist() == [p * p, 2 * p, 0]
+    cube = sum(mean([(i, j), (j, k), (k, i)]) for i in r for j in r for k in r)
+    assert cube.tolist() == [p, 3 * p * (p + 1), p * (p * p + 3 * p + 4)]
+
+
+@pytest.mark.parametrize("quantity", QUANTITIES[:3])
 @pytest.mark.parametrize("layer", [0, 1])
 def test_traces_equal_the_lattice(quantity, layer):
     rng = np.random.default_rng(3)
@@ -241,7 +261,7 @@ def test_quadrature_equals_the_polynomial(p, depth, step, layer, b):
 def by_hermite(student, teacher, activation, rate, step, b, layer):
     """At most one step from batches of b scalar inputs (or none, of any inputs): all expectations by quadrature."""
     p = np.shape(student[0])[1]
-    nodes, share = np.polynomial.hermite_e.hermegauss(24)
+    nodes, share = np.polynomial.hermite_e.hermegauss(26)
     share = share / share.sum()
 
     def grid(size, used):
@@ -261,7 +281,7 @@ def by_hermite(student, teacher, activation, rate, step, b, layer):
         return x
 
     start = [np.array(W, float) for W in student]
-    total, mean, loss, spread = 0.0, 0.0, 0.0, 0.0
+    total, mean, loss, spread, squares = 0.0, 0.0, 0.0, 0.0, 0.0
     for batch, chance in batches:
         weights = start
         if step:
@@ -272,9 +292,10 @@ def by_hermite(student, teacher, activation, rate, step, b, layer):
         single = sum(c * (g[layer].astype(float) ** 2).sum() for (g, _), c in every)
         total, mean = total + chance * (full**2).sum(), mean + chance * full
         spread += chance * (single - (full**2).sum()) / b
-        loss += chance * sum(c * own for (_, own), c in every)
+        current = sum(c * own for (_, own), c in every)
+        loss, squares = loss + chance * current, squares + chance * current**2
     variance = total - (mean**2).sum()
-    return dict(zip(QUANTITIES, (variance + spread, variance, loss), strict=True))
+    return dict(zip(QUANTITIES, (variance + spread, variance, loss, squares - loss**2), strict=True))
 
 
 ACTIVATED = {  # student, teacher, activation, step, batch sizes, layer
@@ -287,19 +308,19 @@ ACTIVATED = {  # student, teacher, activation, step, batch sizes, layer
 @pytest.mark.parametrize("name", ACTIVATED)
 def test_activations_with_gaussian_inputs(name):
     student, teacher, activation, step, sizes, layer = ACTIVATED[name]
-    for b in sizes:
-        wanted = by_hermite(student, teacher, activation, 1 / 24, step, b, layer)
-        for quantity in QUANTITIES:
-            found = polynomial(quantity, student, teacher, F(1, 24), step, layer=layer, activation=activation)
-            assert float(found(b)) == pytest.approx(wanted[quantity], rel=1e-7, abs=1e-9), (quantity, b)
-            assert found.exact and found.degree <= found.degree_bound
+    wanted = {b: by_hermite(student, teacher, activation, 1 / 24, step, b, layer) for b in sizes}
+    for quantity in QUANTITIES:
+        found = polynomial(quantity, student, teacher, F(1, 24), step, layer=layer, activation=activation)
+        for b in sizes:
+            assert float(found(b)) == pytest.approx(wanted[b][quantity], rel=1e-7, abs=1e-9), (quantity, b)
+        assert found.exact and found.degree <= found.degree_bound
 
 
 @pytest.mark.parametrize("quantity", QUANTITIES)
 def test_cumulants_equal_wishart_moments(quantity):
     """A linear network by way of an activation: monomials' cumulants against moments of sample covariances."""
     own = model.network([[[1], [2]], [[1, 1]]], [[4]], F(1, 24), 1)
-    found = points.polynomial(own, gaussian.GaussianInputs.of(own), quantity, 1)
+    found = quantities.polynomial(quantities.paths(own, "gaussian", quantity), quantity, 1)
     assert found == lattice.polynomial(own, quantity, 1)
 
 
@@ -322,6 +343,24 @@ def test_depth_one_is_linear_regression_on_a_population():
         assert own.coefficients.tolist() == wanted[: len(own.coefficients)] and not any(wanted[len(own.coefficients) :])
         gaussian = networks.gradient_variance_polynomial([[[1]]], [[2]], F(1, 4), t)
         assert gaussian.degree == t + 1 and (gaussian.coefficients >= 0).all()
+
+
+def test_depth_one_with_gaussian_inputs_is_linear_regression_too():
+    """Least squares knows its inputs by their moments up to the fourth: twelve samples that have the normal ones do."""
+    x = [-2, -1, -1, 0, 0, 0, 0, 0, 0, 1, 1, 2]
+    assert [F(sum(v**k for v in x), 12) for k in range(1, 5)] == [0, 1, 0, 3]
+    for X, student, teacher in (
+        ([[v] for v in x], [[[1]]], [[3]]),
+        ([[v, w] for v in x for w in x], [[[1, -1]]], [[3, 2]]),
+    ):
+        y = [sum(a * b for a, b in zip(teacher[0], row, strict=True)) for row in X]
+        found = sn.predict.regression_polynomial(
+            X, y, student[0][0], F(1, 8), 3, sampling=sn.sampling.WithReplacement(), variable="1/b", exact=True
+        )
+        for t, quantity in itertools.product(range(4), QUANTITIES[:2]):
+            own = polynomial(quantity, student, teacher, F(1, 8), t).coefficients.tolist()
+            wanted = found[quantity][t].coefficients.tolist()
+            assert own == wanted[: len(own)] and not any(wanted[len(own) :]), (t, quantity)
 
 
 def test_floats_meet_fractions_and_schedules_meet_sequences():
@@ -361,6 +400,36 @@ def test_the_cost_is_told_and_kept_to():
     with pytest.raises(sn.InputError, match=f"would take about {told:.2g} seconds"):
         networks.gradient_variance_polynomial(*problem, seconds=told / 2)
     assert networks.gradient_variance_polynomial(*problem, seconds=2 * told).degree == 76
+
+
+def test_progress_is_told():
+    for options in ({}, {"inputs": Points([[0], [2]])}):
+        heard = []
+        networks.gradient_variance_polynomial(*SCALAR, 2, progress=lambda *told: heard.append(told), **options)
+        assert [done for done, _ in heard] == list(range(len(heard))) and len(heard) > 2
+        assert all(done <= of for done, of in heard)
+        assert 0.2 < heard[0][1] / len(heard) < 5  # what it is told to be at first, about
+
+
+def test_stopped_with_what_is_finished(monkeypatch):
+    """Ctrl-C in the third prime: the earlier steps are there, the same as when asked for."""
+    monkeypatch.setattr(engines, "LONG", 0.0)
+
+    def stop(done, of):
+        if done == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    problem = ([[[1]], [[1]]], [[4]], [F(1, 24), F(1, 12), F(1, 24)])
+    with pytest.raises(networks.Interrupted, match="stopped at step 3; steps 0, 1, 2 are finished") as caught:
+        networks.gradient_variance_polynomial(*problem, 3, 1, progress=stop)
+    assert isinstance(caught.value, KeyboardInterrupt)
+    for step, found in caught.value.partial.items():
+        wanted = networks.gradient_variance_polynomial(*problem, step, 1)
+        assert found.coefficients.tolist() == wanted.coefficients.tolist() and found.degree_bound == wanted.degree_bound
+    assert list(caught.value.partial) == [0, 1, 2]
+    with pytest.raises(networks.Interrupted, match="no step is finished") as caught:
+        networks.expectation(networks.Loss(2), *problem, progress=stop)
+    assert caught.value.partial == {}
 
 
 BAD = {

@@ -193,7 +193,7 @@ COEFFICIENTS = [f"{name}_{term}" for name in ("gradient_variance", "full_gradien
                 for term in ("second", "skewness")]  # fmt: skip
 
 
-@pytest.mark.parametrize("probes", [100, pytest.param(3000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("probes", [100, pytest.param(600, marks=pytest.mark.slow)])
 def test_weighted_trainings_estimate_the_second_order(probes):
     problem = small_problem()
     dense = sn.predict.propagation(problem, None, 0.2, 3, [4], order=2)
@@ -255,11 +255,11 @@ def transformer(width, samples):
 
 
 @pytest.mark.parametrize(
-    ("width", "probes", "runs", "b"),
-    [(4, None, 600, 32), pytest.param(12, 256, 10000, 64, marks=pytest.mark.slow)],
-    ids=["154 weights", "large"],
+    ("width", "probes", "runs", "b", "wrong"),
+    [(4, None, 600, 32, 1.25), pytest.param(12, 256, 4000, 64, 2, marks=pytest.mark.slow)],
+    ids=["154 weights", "834 weights"],
 )
-def test_simulation_of_a_transformer(width, probes, runs, b):
+def test_simulation_of_a_transformer(width, probes, runs, b, wrong):
     """Attention, LayerNorm and GELU, where torch's own third derivatives would give another expected loss."""
     problem = transformer(width, 16)
     law = sn.predict.propagation(problem, None, 0.1, 4, [b], probes, expected_loss=True).isel(step=-1)
@@ -275,7 +275,7 @@ def test_simulation_of_a_transformer(width, probes, runs, b):
     assert verdict.agrees, verdict.sentence
     broken = law.assign(
         gradient_variance=law["gradient_variance"] * 1.25,
-        full_gradient_variance=law["full_gradient_variance"] * 1.25,
+        full_gradient_variance=law["full_gradient_variance"] * wrong,
         loss=law["gradient_descent_loss"].expand_dims(batch_size=[b]),
     )
     for name in names:

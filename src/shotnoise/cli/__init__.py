@@ -7,6 +7,7 @@ import typer
 from rich.text import Text
 
 from shotnoise import __version__
+from shotnoise.cli.advising import advise
 from shotnoise.cli.common import ERR, OUT
 from shotnoise.cli.curvature import curvature
 from shotnoise.cli.informing import info
@@ -21,6 +22,7 @@ app.command()(measure)
 app.command()(curvature)
 app.add_typer(predict, name="predict")
 app.command()(simulate)
+app.command()(advise)
 app.add_typer(reproduce, name="reproduce")
 app.command()(info)
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from shotnoise import results, show
 from shotnoise.cli.common import ERR, OUT, print_table, tell, warnings_as_lines, whole_numbers
-from shotnoise.cli.measuring import chosen_problem
+from shotnoise.cli.measuring import problem_from
 from shotnoise.errors import InputError, NonFiniteError
 from shotnoise.files import check_writable, write_atomically
 from shotnoise.losses import NAMED
@@ -50,7 +50,7 @@ def curvature(
             check_writable(path)
     steps = whole_numbers("--at", at)
     check_steps(steps)
-    subject = chosen_problem(problem, data, model, data_dir, target, l2, seed)
+    subject = problem_from(problem, data, model, data_dir, target, l2, seed)
     chosen = _indices(subject, samples, seed)
     rule = SGD(learning_rate, min(train_batch_size, subject.n), ReshuffledEpochs(), seed)
     found: list[tuple[int, xr.Dataset]] = []

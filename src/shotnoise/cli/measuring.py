@@ -59,7 +59,7 @@ def measure(
         seed=seed,
     )
     steps = whole_numbers("--at", at)
-    subject = chosen_problem(problem, data, model, data_dir, target, l2, seed)
+    subject = problem_from(problem, data, model, data_dir, target, l2, seed)
     rule = SGD(learning_rate, min(train_batch_size, subject.n), ReshuffledEpochs(), seed)
     _check(subject, plan, rule, steps)
     found = Found([], [])
@@ -162,12 +162,12 @@ def _deliver(
         ERR.print(Text(f"wrote {path}"))
 
 
-def chosen_problem(
+def problem_from(
     given: str | None, data: str | None, model: str, data_dir: Path | None, target: str | None, l2: float, seed: int
 ) -> Problem:
     """By name with a network, or from the user's own function."""
     if (given is None) == (data is None):
-        raise InputError("say what to measure: --data (digits, mnist, a CSV file, ...) or --problem module:function")
+        raise InputError("say which problem: --data (digits, mnist, a CSV file, ...) or --problem module:function")
     if given is not None:
         try:
             return sources.imported(given, (Problem,))

@@ -21,6 +21,8 @@ POLYNOMIALS = {
     "gradient_variance": theory.gradient_variance_polynomial,
     "full_gradient_variance": theory.full_gradient_variance_polynomial,
 }
+TOLD = 2.0  # predicted seconds that are worth saying
+OF_THE_LOSS = {"loss": theory.loss_polynomial, "loss_variance": theory.loss_variance_polynomial}
 
 
 def networks(
@@ -38,7 +40,7 @@ def networks(
     activation: Annotated[
         str | None, typer.Option(help="Coefficients c0,c1,... of the hidden layers' polynomial; default linear.")
     ] = None,
-    quantity: Annotated[str, typer.Option(help="gradient_variance, full_gradient_variance or loss.")] = (
+    quantity: Annotated[str, typer.Option(help="gradient_variance, full_gradient_variance, loss or loss_variance.")] = (
         "gradient_variance"
     ),
     batch_sizes: Annotated[str, typer.Option(help="Where to evaluate it.")] = "1,2,4,8,16,32,64,128,256,512,1024",
@@ -59,10 +61,13 @@ def networks(
     own, target = _weights(student, teacher, widths, seed)
     options: dict[str, Any] = {"seconds": seconds, "activation": activation.split(",") if activation else None}
     rate = _exactly(learning_rate)
-    if quantity == "loss":
-        found = theory.loss_polynomial(own, target, rate, step, **options)
-    else:
-        found = POLYNOMIALS[quantity](own, target, rate, step, layer, **options)
+    try:
+        found = _with_progress(quantity, own, target, rate, step, layer, options)
+    except theory.Interrupted as stopped:
+        if not stopped.partial:
+            raise
+        step, found = max(stopped.partial.items())
+        tell(ERR, f"interrupted: this is step {step}, the last one that was finished", "bold red")
     predicted = theory.tabulate(found, sizes, quantity)
     predicted.attrs |= {"learning_rate": learning_rate, "step": step, "layer": layer, "inputs": "gaussian"}
     predicted.attrs |= {"widths": widths, "seed": seed} if widths is not None else {}
@@ -80,6 +85,20 @@ def networks(
         written.append(results.save(predicted, save))
     for path in written:
         tell(ERR, f"wrote {path}")
+
+
+def _with_progress(
+    quantity: str, own: Any, target: Any, rate: str, step: int, layer: int, options: dict[str, Any]
+) -> theory.NetworkPolynomial:
+    cost = {name: value for name, value in options.items() if name != "seconds"}
+    seconds = theory.predicted_seconds(own, target, rate, step, layer, **cost)
+    if TOLD < seconds <= options["seconds"]:
+        tell(ERR, f"about {seconds:.2g} seconds; Ctrl-C keeps the steps that are finished")
+    with show.progress(ERR) as bar:
+        options = options | {"progress": bar(f"step {step:,}")}
+        if quantity in OF_THE_LOSS:
+            return OF_THE_LOSS[quantity](own, target, rate, step, **options)
+        return POLYNOMIALS[quantity](own, target, rate, step, layer, **options)
 
 
 def _weights(student: str | None, teacher: str | None, widths: str | None, seed: int) -> tuple[Any, Any]:

@@ -11,11 +11,13 @@ from rich.text import Text
 from shotnoise import results, show
 from shotnoise.cli.common import ERR, OUT, numbers, print_table, scheme, tell, warnings_as_lines, whole_numbers
 from shotnoise.cli.networks import networks
+from shotnoise.cli.propagation import propagation
 from shotnoise.errors import InputError
 from shotnoise.experiment import sources
 from shotnoise.files import check_writable, write_atomically
 from shotnoise.predict import batch_size_report, regression_stability
 from shotnoise.predict import regression as predict_regression
+from shotnoise.predict.diffusion import ornstein_uhlenbeck, rotation
 from shotnoise.predict.stationary import gaussian, optimal_weight_decay
 from shotnoise.sampling import WithoutReplacement, WithReplacement
 from shotnoise.schedules import InverseTime
@@ -99,6 +101,7 @@ def regression(
 
 
 predict.command()(networks)
+predict.command()(propagation)
 
 stationary = typer.Typer(no_args_is_help=True, help="Where SGD settles at a constant rate, and how widely it moves.")
 predict.add_typer(stationary, name="stationary")
@@ -229,6 +232,40 @@ def _settled(
         written.append(results.save(state, outputs.save))
     for path in written:
         tell(ERR, f"wrote {path}")
+
+
+@predict.command()
+def diffusion(
+    hessian: Annotated[str, typer.Option(help='Of the loss at the minimum: rows with semicolons, "2,0.5;0.5,1".')],
+    noise: Annotated[str, typer.Option(help="Covariance of one sample's gradient there, written the same way.")],
+    learning_rate: Annotated[float, typer.Option(help="Constant.")],
+    batch_size: Annotated[int, typer.Option(help="Fresh batches, drawn with replacement.")] = 1,
+    momentum: Momentum = 0.0,
+    json: Machine = None,
+    save: Store = None,
+) -> None:
+    """SGD near a minimum as a diffusion: covariance of the weights by each continuous model and the discrete one."""
+    for path in (json, save):
+        if path is not None and not (path is save and path.is_dir()):
+            check_writable(path)
+    H, C = _matrix("--hessian", hessian), _matrix("--noise", noise)
+    found = ornstein_uhlenbeck(H, C, learning_rate, batch_size, momentum)
+    found.attrs |= {"hessian": hessian, "noise": noise}
+    print_table(show.set_for_terminal(show.diffusion_sheet(found)))
+    turning = None if momentum or (found["status"] != "stationary").any() else rotation(H, C, learning_rate, batch_size)
+    for sentence in show.diffusion_sentences(found, turning):
+        OUT.print(Text(f"• {sentence}"))
+    if json is not None:
+        tell(ERR, f"wrote {write_atomically(json, results.to_json(found))}")
+    if save is not None:
+        tell(ERR, f"wrote {results.save(found, save)}")
+
+
+def _matrix(option: str, text: str) -> np.ndarray:
+    rows = [numbers(option, row) for row in text.split(";")]
+    if any(len(row) != len(rows) for row in rows):
+        raise InputError(f'{option} {text!r}: a square matrix, rows with semicolons, such as "2,0.5;0.5,1"')
+    return np.array(rows)
 
 
 def _table(data: str, target: str | None, drop: str, raw: bool, data_dir: Path | None) -> tuple[np.ndarray, np.ndarray]:

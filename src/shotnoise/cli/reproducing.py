@@ -1,7 +1,8 @@
 """`shotnoise reproduce ...`: figures of papers, made again."""
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
@@ -74,16 +75,41 @@ def strength_of_noise(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default one per core.")] = None,
 ) -> None:
     """Figures of "Strength of Minibatch Noise in SGD" on linear models."""
+
+    def make(name: str, progress: Any) -> Reproduction:
+        return recipes.strength_of_noise(
+            out, name, preset=preset, data_dir=data_dir, seed=seed, workers=workers, progress=progress
+        )
+
+    _several(recipes.STRENGTH_OF_NOISE if figure == "all" else [figure], out, make)
+
+
+@reproduce.command("continuous-limit")
+def continuous_limit(
+    figure: Annotated[str, typer.Argument(help=f"{', '.join(recipes.CONTINUOUS_LIMIT)}; or all.")] = "all",
+    preset: Annotated[str, typer.Option(help="quick, or paper for ten times the runs.")] = "quick",
+    out: Annotated[Path, typer.Option(help="Folder for figures, pages, numbers and the runs.")] = Path(
+        "reproduce/continuous-limit"
+    ),
+    seed: Annotated[int, typer.Option(help="Of the batches.")] = 0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default one per core.")] = None,
+) -> None:
+    """Statements of lecture notes on the continuous-time limit of SGD, each beside SGD itself."""
+
+    def make(name: str, progress: Any) -> Reproduction:
+        return recipes.continuous_limit(out, name, preset=preset, seed=seed, workers=workers, progress=progress)
+
+    _several(recipes.CONTINUOUS_LIMIT if figure == "all" else [figure], out, make)
+
+
+def _several(names: Iterable[str], out: Path, make: Callable[[str, Any], Reproduction]) -> None:
+    """One figure after the other, each in its folder; an exit code of 1 if one of them does not hold."""
     _folder(out)
     made = []
-    for name in recipes.STRENGTH_OF_NOISE if figure == "all" else [figure]:
+    for name in names:
         try:
             with warnings_as_lines(), ensemble_progress(ERR) as progress:
-                made.append(
-                    recipes.strength_of_noise(
-                        out, name, preset=preset, data_dir=data_dir, seed=seed, workers=workers, progress=progress
-                    )
-                )
+                made.append(make(name, progress))
         except KeyboardInterrupt:
             tell(ERR, f"interrupted: finished runs are kept in {out}; the same command continues", "bold red")
             raise typer.Exit(130) from None
@@ -145,6 +171,34 @@ def hessian_sgd(
         folder = out / name
         _folder(folder)
         _show(made, folder)
+
+
+@reproduce.command("gauss-bounds")
+def gauss_bounds(
+    figure: Annotated[str, typer.Argument(help="loss-change, fig11 or fig25; all for one after the other.")] = "all",
+    preset: Annotated[str, typer.Option(help="quick, or paper for 10,000 runs.")] = "quick",
+    out: Annotated[Path, typer.Option(help="Folder for figures, pages, numbers and the runs.")] = Path(
+        "reproduce/gauss-bounds"
+    ),
+    seed: Annotated[int, typer.Option(help="Of data, weights and batches.")] = 0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default one per core.")] = None,
+) -> None:
+    """Bounds of "Hessian based analysis of SGD for deep nets" on Gauss-10: one step, generalization."""
+    _folder(out)
+    made = []
+    for name in recipes.GAUSS_BOUNDS if figure == "all" else [figure]:
+        try:
+            with warnings_as_lines(), ensemble_progress(ERR) as progress:
+                made.append(
+                    recipes.gauss_bounds(out, name, preset=preset, seed=seed, workers=workers, progress=progress)
+                )
+        except KeyboardInterrupt:
+            tell(ERR, f"interrupted: finished runs are kept in {out}; the same command continues", "bold red")
+            raise typer.Exit(130) from None
+        _folder(out / name)
+        _show(made[-1], out / name)
+    if not all(found.holds for found in made):
+        raise typer.Exit(1)
 
 
 def _deliver(found: Reproduction, out: Path) -> None:

@@ -1,6 +1,6 @@
 """What theory says before any training: exact answers where they exist, approximations that say so elsewhere."""
 
-from shotnoise.predict import networks, stationary
+from shotnoise.predict import bounds, diffusion, generalization, networks, stationary
 from shotnoise.predict.batch_exponent import batch_exponent
 from shotnoise.predict.batch_polynomial import BatchPolynomial
 from shotnoise.predict.batch_report import batch_size_report
@@ -18,6 +18,9 @@ __all__ = [
     "RegressionPolynomials",
     "batch_exponent",
     "batch_size_report",
+    "bounds",
+    "diffusion",
+    "generalization",
     "networks",
     "propagation",
     "regression",

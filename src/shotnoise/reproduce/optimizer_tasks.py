@@ -22,7 +22,7 @@ VOCABULARY, LENGTH, WIDTH, HEADS = 2000, 48, 32, 2
 
 @dataclass(frozen=True)
 class Task:
-    """Data, a model, and how batches are drawn. `rates`: the grid of learning rates (of 1/L), of Adam's in tenths."""
+    """Data, some of it held out, a model with fresh weights at every call of `build`, and how batches are drawn."""
 
     name: str
     title: str

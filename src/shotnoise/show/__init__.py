@@ -1,6 +1,8 @@
 """Figures, tables, sentences and a page from stored results. Nothing here measures anything."""
 
 from shotnoise.files import check_writable
+from shotnoise.show.advice import advice_sheet
+from shotnoise.show.bounds import distributions, loss_change, loss_process
 from shotnoise.show.curvature_report import (
     curvature,
     curvature_report,
@@ -8,6 +10,8 @@ from shotnoise.show.curvature_report import (
     curvature_sheet,
     curvature_steps,
 )
+from shotnoise.show.diffusion import current, densities
+from shotnoise.show.diffusion_table import diffusion_sentences, diffusion_sheet
 from shotnoise.show.ensembles import ensemble
 from shotnoise.show.figures import conditional_variance, figures, noise_share, spectrum
 from shotnoise.show.grids import Cell, grid
@@ -23,6 +27,7 @@ from shotnoise.show.polynomials import (
 from shotnoise.show.prediction_report import prediction_report, prediction_sentences, prediction_sheet
 from shotnoise.show.predictions import against_batch_size, prediction
 from shotnoise.show.progress import ProgressReport, progress
+from shotnoise.show.propagations import propagation_sentences, propagation_sheet
 from shotnoise.show.reading import reading
 from shotnoise.show.report import report
 from shotnoise.show.scale import noise_scale
@@ -40,14 +45,20 @@ from shotnoise.show.tails import tail_stability
 __all__ = [
     "Cell",
     "ProgressReport",
+    "advice_sheet",
     "against_batch_size",
     "check_writable",
     "conditional_variance",
+    "current",
     "curvature",
     "curvature_report",
     "curvature_sentences",
     "curvature_sheet",
     "curvature_steps",
+    "densities",
+    "diffusion_sentences",
+    "diffusion_sheet",
+    "distributions",
     "ellipses",
     "ensemble",
     "exponents",
@@ -55,6 +66,8 @@ __all__ = [
     "grid",
     "house_style",
     "layers",
+    "loss_change",
+    "loss_process",
     "noise_scale",
     "noise_share",
     "polynomial",
@@ -67,6 +80,8 @@ __all__ = [
     "prediction_sentences",
     "prediction_sheet",
     "progress",
+    "propagation_sentences",
+    "propagation_sheet",
     "reading",
     "report",
     "save",

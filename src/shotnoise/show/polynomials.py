@@ -19,7 +19,7 @@ from shotnoise.show.style import BLACK, GREY, house_style, new_figure
 from shotnoise.show.tables import Sheet
 from shotnoise.show.words import number
 
-QUANTITIES = ("gradient_variance", "full_gradient_variance", "loss")
+QUANTITIES = ("gradient_variance", "full_gradient_variance", "loss", "loss_variance")
 LONG = 60  # characters of a fraction that still fit a table
 UNSEEN = 0.12  # opacity of the band where no simulation can be expected to agree
 
@@ -101,7 +101,8 @@ def polynomial_sheet(predicted: xr.Dataset) -> Sheet:
 def polynomial_sentences(predicted: xr.Dataset) -> list[str]:
     """What the polynomial says, the most important first."""
     quantity, attrs = _quantity(predicted).replace("_", " "), predicted.attrs
-    beyond, agrees = float(attrs["decreasing_beyond"]), float(attrs["simulation_agrees_from"])
+    beyond, holds = float(attrs["decreasing_beyond"]), float(attrs["law_holds_from"])
+    rare = float(attrs["simulation_agrees_from"]) > 1
     if np.isinf(beyond):
         first = f"The {quantity} rises with the batch size towards the largest batches."
     elif beyond <= 1:
@@ -109,11 +110,11 @@ def polynomial_sentences(predicted: xr.Dataset) -> list[str]:
     else:
         first = f"The {quantity} falls with the batch size from b = {number(beyond, 3)} on, and rises somewhere below."
     found = [first]
-    if np.isfinite(agrees) and quantity != "loss":
+    if np.isfinite(holds) and quantity != "loss":
+        unseen = "; below, exact moments of unbounded inputs are carried by events that simulations rarely meet"
         found.append(
-            f"From b = {int(agrees):,} on it is within a tenth of beta_1 / b; below, exact moments of unbounded inputs "
-            "are carried by events that simulations rarely meet."
-            if agrees > 1
+            f"From b = {int(holds):,} on it is within a tenth of beta_1 / b{unseen if rare else ''}."
+            if holds > 1
             else "It is within a tenth of beta_1 / b at every batch size."
         )
     degree, bound, printed = int(attrs["degree"]), int(attrs["degree_bound"]), str(attrs["printed"])

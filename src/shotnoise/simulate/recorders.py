@@ -38,7 +38,7 @@ class Recorder:
     """One quantity along the training.
 
     observe: State -> (R, *shape) for one value per run; for a block statistic a dict of tensors (*shape) by suffix.
-    shape: further axes of a value, by name; -1 for as many as there are (of `parameter` and `layer`); or `axes`, the
+    shape: further axes of a value, by name (-1 for as many as there are of `parameter` and `layer`), or `axes`, the
     same for a problem. steps: at which steps, by default all recorded ones; a recorder with steps of its own has an
     axis `<name>_step` instead of `step`, with those of its family in common. check: raises InputError for a problem
     that it cannot take.

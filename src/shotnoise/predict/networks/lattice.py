@@ -19,10 +19,18 @@ from typing import Any
 import numpy as np
 
 from shotnoise.predict.linear_regression.least_squares import Array
-from shotnoise.predict.networks.forms import FULL_GRADIENT, GRADIENT, LOSS
+from shotnoise.predict.networks.forms import (
+    FULL_GRADIENT,
+    GRADIENT,
+    LOSS,
+    LOSS_VARIANCE,
+    batch_degrees,
+    weight_degree,
+)
 from shotnoise.predict.networks.laws import fits, mean_over, weights_of
 from shotnoise.predict.networks.model import Network, trimmed
 from shotnoise.predict.networks.residues import (
+    CONFIRMING,
     Reconstruction,
     Residues,
     convolved,
@@ -34,16 +42,13 @@ from shotnoise.predict.networks.residues import (
 from shotnoise.predict.networks.wishart import entries, monomials, wishart_moments
 
 CHUNK = 2**15  # points trained side by side: what fits into the cache
-CONFIRMING = 2  # further primes that must change nothing; each would miss an error once in two thousand million times
 OPERATIONS_PER_SECOND = 4e8  # multiplications modulo a prime, measured; OVERHEAD is that of a step for each prime
 OVERHEAD = 2e-3
 
 
 def degrees(network: Network, quantity: str) -> list[int]:
     """d_s, s = 0 .. t-1: of the quantity in the entries of S_s."""
-    q, t = network.weight_degree, len(network.rates)
-    own = 2 * q if quantity == LOSS else 2 * (2 * q - 1)
-    return [own * (2 * q - 1) ** (t - 1 - s) for s in range(t)]
+    return batch_degrees(quantity, network.weight_degree, len(network.rates))
 
 
 def cost(network: Network, quantity: str) -> float:
@@ -59,11 +64,14 @@ def cost(network: Network, quantity: str) -> float:
     )
 
 
-def polynomial(network: Network, quantity: str, layer: int) -> list[Fraction]:
-    """The coefficients in u, constant term first."""
+def polynomial(
+    network: Network, quantity: str, layer: int, tell: Callable[[int, int], None] = lambda done, of: None
+) -> list[Fraction]:
+    """The coefficients in u, constant term first; `tell` hears of every prime that is done, of about how many."""
     scale = _denominator(network, quantity)
-    found = Reconstruction()
-    for q in _suitable(scale):
+    found, expected = Reconstruction(), int(_bits(network, quantity) / 31) + CONFIRMING
+    for done, q in enumerate(_suitable(scale)):
+        tell(done, max(expected, done))
         values = _modulo(network, quantity, layer, q)
         found.add(reduced(values * np.uint64(scale % q), q), q)
         if found.settled >= CONFIRMING:
@@ -87,8 +95,13 @@ def _modulo(network: Network, quantity: str, layer: int, q: int) -> Residues:
     own = degrees(network, quantity)
     if quantity == LOSS:
         return problem.means(own, lambda weights: half_squared_error(weights, problem))[0]
-    squares = problem.means(own, lambda weights: squared_forms(weights, problem, quantity, layer))
-    inner = problem.means([d // 2 for d in own], lambda weights: full_gradient(weights, problem, layer))
+    half = [d // 2 for d in own]
+    if quantity == LOSS_VARIANCE:
+        squares = problem.means(own, lambda weights: squared_loss(weights, problem))
+        inner = problem.means(half, lambda weights: half_squared_error(weights, problem))
+    else:
+        squares = problem.means(own, lambda weights: squared_forms(weights, problem, quantity, layer))
+        inner = problem.means(half, lambda weights: full_gradient(weights, problem, layer))
     total = np.zeros(squares.shape[1] + 1, np.uint64)
     total[:-1] = squares[0]
     if quantity == GRADIENT:
@@ -132,6 +145,11 @@ def half_squared_error(weights: list[Residues], problem: _Residual) -> Residues:
     """1/2 ||e||^2, (1, n)."""
     error, _, _ = _chains(weights, problem.target, problem.q)
     return reduced(_norm(error, problem.q) * np.uint64(pow(2, -1, problem.q)), problem.q)[None]
+
+
+def squared_loss(weights: list[Residues], problem: _Residual) -> Residues:
+    loss = half_squared_error(weights, problem)
+    return reduced(loss * loss, problem.q)
 
 
 def full_gradient(weights: list[Residues], problem: _Residual, layer: int) -> Residues:
@@ -213,8 +231,8 @@ def _denominator(network: Network, quantity: str) -> int:
     """What makes every coefficient whole: each S_s comes with a_s, and each factor of weights with their divisor."""
     q, t = network.weight_degree, len(network.rates)
     common = math.lcm(*(v.denominator for W in (*network.student, network.target) for v in W.ravel()))
-    own = q if quantity == LOSS else 2 * q - 1
-    scale = (2 if quantity == LOSS else 1) * common ** (2 * own * (2 * q - 1) ** t)
+    scale = common ** (weight_degree(quantity, q) * (2 * q - 1) ** t)
+    scale *= {LOSS: 2, LOSS_VARIANCE: 4}.get(quantity, 1)
     for a, d in zip(network.rates, degrees(network, quantity), strict=True):
         scale *= a.denominator**d
     return scale

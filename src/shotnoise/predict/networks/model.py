@@ -107,20 +107,6 @@ def layer_index(network: Network, layer: int) -> int:
     return layer % network.depth
 
 
-def gradient_degree(network: Network, step: int) -> int:
-    """The highest power of 1/b in var(g_t); attained by generic weights. Equation (3) of the theory's notes.
-
-    sum_{s=0}^t (2 (2q - 1)^s - 1): 1, 6, 23, 76, ... for two linear layers, 1, 10, 59 for three.
-    """
-    return sum(2 * (2 * network.weight_degree - 1) ** s - 1 for s in range(step + 1))
-
-
-def loss_degree(network: Network, step: int) -> int:
-    """That of the expected loss: sum_{s=0}^{t-1} (2 q (2q - 1)^s - 1)."""
-    q = network.weight_degree
-    return sum(2 * q * (2 * q - 1) ** s - 1 for s in range(step))
-
-
 def printed_bounds(network: Network, step: int) -> dict[str, int]:
     """What the papers print for var(g_t): by theorem, whether right or not (some lie below degrees that occur)."""
     found = {}

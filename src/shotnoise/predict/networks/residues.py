@@ -1,7 +1,7 @@
 """Arithmetic modulo primes below 2^31 in NumPy, and back to integers: exact results at the speed of machine numbers."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -34,6 +34,8 @@ def reduced(values: Residues, q: int) -> Residues:
 
 def residues(values: Any, q: int) -> Residues:
     """Of an array of Python integers or Fractions whose denominators q does not divide."""
+    if isinstance(values, np.ndarray) and values.dtype.kind == "i":
+        return (values % q).astype(np.uint64)
     array = np.asarray(values, dtype=object)
     flat = [(v.numerator % q) * (pow(v.denominator, -1, q) if v.denominator != 1 else 1) % q for v in array.ravel()]
     return np.array(flat, dtype=np.uint64).reshape(array.shape)
@@ -102,3 +104,33 @@ class Reconstruction:
                 return None
             found.append(Fraction(remainder, factor))
         return found
+
+
+CONFIRMING = 2  # further primes that must agree; each would miss an error once in two thousand million times
+
+
+def rational(
+    modulo: Callable[[int], Residues], numbers: Iterable[Any], tell: Callable[[int, int], None], expected: int
+) -> list[Fraction]:
+    """Fractions from their values modulo primes, as many as they turn out to need; `tell` hears of every one done.
+
+    numbers: those that came in, of which the primes must divide no denominator; expected: how many primes, about.
+    """
+    divisor = math.lcm(2, *(v.denominator for v in numbers))
+    found, guess, used, confirmed, next_guess = Reconstruction(), None, 0, 0, 2
+    for q in primes():
+        if divisor % q == 0:
+            continue
+        tell(used, max(expected, used))
+        values = modulo(q)
+        if guess is not None and (residues(guess, q) == values).all():
+            confirmed += 1
+            if confirmed == CONFIRMING:
+                return guess
+        else:
+            guess, confirmed = None, 0
+        found.add(values, q)
+        used += 1
+        if guess is None and used >= next_guess:
+            guess, next_guess = found.fractions(), 1 + int(1.2 * used)
+    raise AssertionError("there are enough primes below 2^31")

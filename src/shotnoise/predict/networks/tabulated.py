@@ -7,9 +7,9 @@ import xarray as xr
 
 from shotnoise import results
 from shotnoise.errors import InputError
-from shotnoise.predict.networks.verb import NetworkPolynomial
+from shotnoise.predict.networks.polynomial import NetworkPolynomial
 
-QUANTITIES = ("gradient_variance", "full_gradient_variance", "loss")
+QUANTITIES = ("gradient_variance", "full_gradient_variance", "loss", "loss_variance")
 
 
 def tabulate(
@@ -17,12 +17,12 @@ def tabulate(
 ) -> xr.Dataset:
     """The polynomial's coefficients by power of 1/b, and its values at some batch sizes.
 
-    quantity: what it is a polynomial of, gradient_variance, full_gradient_variance or loss, and the name of the
-    values. `batch_coefficient` (power), beta_0 .. beta_r as floats (as text, exactly, in the attribute `fractions`
-    where the polynomial is exact); the quantity (batch_size); `one_over_b_law` (batch_size), beta_1 / b, to which it
-    tends.
+    quantity: what it is a polynomial of, gradient_variance, full_gradient_variance, loss or loss_variance, and the
+    name of the values. `batch_coefficient` (power), beta_0 .. beta_r as floats (as text, exactly, in the attribute
+    `fractions` where the polynomial is exact); the quantity (batch_size); `one_over_b_law` (batch_size), beta_1 / b, to
+    which it tends.
     Attributes: degree, degree_bound, printed (what the papers print, by theorem), decreasing_beyond,
-    simulation_agrees_from (see `NetworkPolynomial`), engine. Raises InputError for batch sizes below 1.
+    law_holds_from, simulation_agrees_from (see `NetworkPolynomial`), engine. Raises InputError for batch sizes below 1.
 
     >>> from shotnoise.predict.networks import gradient_variance_polynomial
     >>> p = gradient_variance_polynomial([[[1]], [[1]]], [[4]], "1/24", step=1)
@@ -49,8 +49,10 @@ def tabulate(
         "degree_bound": polynomial.degree_bound,
         "printed": "; ".join(f"{name}: {bound}" for name, bound in polynomial.printed_bounds.items()),
         "decreasing_beyond": polynomial.decreasing_beyond,
+        "law_holds_from": polynomial.law_holds_from,
         "simulation_agrees_from": polynomial.simulation_agrees_from,
         "engine": polynomial.engine,
+        "largest_coefficient_error": float(polynomial.coefficient_errors.max(initial=0.0)),
         "n_samples": 0 if polynomial.n is None else polynomial.n,
     }
     if polynomial.exact:

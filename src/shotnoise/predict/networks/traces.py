@@ -19,6 +19,7 @@ from shotnoise.predict.networks.words import Word, Words
 
 Sum = list[tuple[Any, tuple[Array, ...]]]  # terms: a number times X_0 S X_1 ... S X_d
 MATRICES = 12_000  # formed on the way, about
+FACTORS, ADDITIONS = 24, 5_000  # matrices in a word, and sums and single numbers that follow, at most
 FRACTION, FLOAT = 1.5e-6, 1e-10  # seconds for one multiplication in a matrix product
 
 
@@ -30,19 +31,39 @@ def cost(p: int, *, exact: bool) -> float:
 def polynomial(student: list[Array], target: Array, rate: Any, quantity: str, layer: int) -> list[Any]:
     """The coefficients in u after one update of two linear layers; Fractions or floats, as the arrays."""
     W1, W2 = student
-    error, identity = W2 @ W1 - target, np.eye(W1.shape[1], dtype=W1.dtype if W1.dtype != object else int)
+    identity = np.eye(W1.shape[1], dtype=int).astype(W1.dtype)
+    return _combined(W1, W2, W2 @ W1 - target, identity, rate, quantity, layer, Words(), -1)
+
+
+def error_bounds(student: list[Array], target: Array, rate: float, quantity: str, layer: int) -> Array:
+    """Of `polynomial` in floats: its own rounding, bounded by norms.
+
+    In spectral norms, ||fl(A B) - A B|| <= n eps ||A||_F ||B||_F <= n r eps ||A|| ||B|| (n the inner dimension, r the
+    ranks' geometric mean) and |tr A| <= p ||A||; everything else adds and multiplies numbers. So the bound is N eps
+    times the same calculus with norms in place of matrices and plus signs throughout, N the roundings in a row.
+    """
+    W1, W2 = student
+    first, second = (np.array([[np.linalg.norm(own, 2)]]) for own in (W1, W2))
+    error, p = second @ first + np.linalg.norm(target, 2), W1.shape[1]
+    magnitude = _combined(first, second, error, np.eye(1), -abs(rate), quantity, layer, Words(p), 1)
+    roundings = FACTORS * (max(*W1.shape, *W2.shape) + 1) * min(max(W1.shape), max(W2.shape)) + ADDITIONS
+    return roundings * 2.0**-52 * np.array(magnitude, dtype=np.float64)
+
+
+def _combined(
+    W1: Array, W2: Array, error: Array, identity: Array, rate: Any, quantity: str, layer: int, words: Words, sign: int
+) -> list[Any]:
     first: Sum = [(1, (W1,)), (-rate, (W2.T @ error, identity))]
     second: Sum = [(1, (W2,)), (-rate, (error, W1.T))]
     moved = _times(second, first)  # W_2 W_1, two words with one S, one with two
     residual: Sum = [(1, (error,)), *moved[1:]]
-    words = Words()
     if quantity == LOSS:
         return [c / 2 for c in _length(residual, words)]
     inner = _times(_transposed(second), residual) if layer == 0 else _times(residual, _transposed(first))
     square, mean = _length(inner, words), _length(inner, words, independent=True)
-    total = _sum(square, [-c for c in mean])
+    total = _sum(square, [sign * c for c in mean])
     if quantity == GRADIENT:
-        own = [len(identity) * c for c in square] if layer == 0 else _product(residual, first, words)
+        own = [words.trace_of(identity) * c for c in square] if layer == 0 else _product(residual, first, words)
         total = _sum(total, [0, *_sum(square, own)])
     return total
 
@@ -69,7 +90,7 @@ def _traces(terms: Sum, words: Words, label: int = 0, other: int = 0) -> list[tu
         elif e:
             matrices = [*within, words.number(end @ first.T @ second)]
         else:
-            found.append((a * b * (first * second).sum(), ()))
+            found.append((a * b * words.trace_of(first.T @ second), ()))
             continue
         found.append((a * b, (tuple(zip([other] * d + [label] * e, matrices, strict=True)),)))
     return found

@@ -37,6 +37,20 @@ def wishart_moments(p: int, degree: int) -> dict[Exponents, list[int]]:
     >>> wishart_moments(1, 3)[(3,)]  # (1 + 2 u) (1 + 4 u)
     [1, 6, 8]
     """
+    return _by_parts(p, degree, centred=False)
+
+
+@lru_cache(maxsize=16)
+def centred_moments(p: int, degree: int) -> dict[Exponents, list[int]]:
+    """The same of the entries of Z = S - I, where E[Z_ij Q] is the sum over partners alone, and S_jl = Z_jl + delta_jl.
+
+    >>> centred_moments(1, 4)[(4,)]  # E (S - 1)^4
+    [0, 0, 12, 48]
+    """
+    return _by_parts(p, degree, centred=True)
+
+
+def _by_parts(p: int, degree: int, *, centred: bool) -> dict[Exponents, list[int]]:
     names = entries(p)
     place = {pair: k for k, (i, j) in enumerate(names) for pair in ((i, j), (j, i))}
     found: dict[Exponents, list[int]] = {}
@@ -49,7 +63,7 @@ def wishart_moments(p: int, degree: int) -> dict[Exponents, list[int]]:
         i, j = names[first]
         rest = _shifted(exponents, first, -1)
         total = [0] * d
-        if i == j:
+        if i == j and not centred:
             total = [c + own for c, own in zip(total, [*found[rest], *[0] * d], strict=False)]
         for k, e in enumerate(rest):
             if not e:
@@ -58,8 +72,12 @@ def wishart_moments(p: int, degree: int) -> dict[Exponents, list[int]]:
             without = _shifted(rest, k, -1)
             for hit, other in ((a, b), (b, a)):
                 if hit == i:
-                    for power, c in enumerate(found[_shifted(without, place[j, other], 1)]):
-                        total[power + 1] += e * c
+                    partners = [_shifted(without, place[j, other], 1)]
+                    if centred and j == other:
+                        partners.append(without)
+                    for partner in partners:
+                        for power, c in enumerate(found[partner]):
+                            total[power + 1] += e * c
         found[exponents] = total
     return found
 

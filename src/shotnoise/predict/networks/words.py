@@ -28,7 +28,9 @@ class Words:
     [2, 6]
     """
 
-    def __init__(self) -> None:
+    def __init__(self, trace_bound: float = 1) -> None:
+        """trace_bound: for norms in place of matrices (1, 1), what a trace is at most, as a multiple."""
+        self._trace_bound = trace_bound
         self._matrices: list[Array] = []
         self._numbers: dict[Any, int] = {}
         self._products: dict[tuple[int, int], int] = {}
@@ -58,7 +60,10 @@ class Words:
         return self._products[a, b]
 
     def trace(self, a: int) -> Any:
-        return self._matrices[a].trace()
+        return self.trace_of(self._matrices[a])
+
+    def trace_of(self, matrix: Array) -> Any:
+        return matrix.trace() * self._trace_bound
 
     def closed(self, chain: Chain) -> tuple[Any, tuple[Word, ...]]:
         """The trace of M_0 S M_1 ... S M_d: a number and words, one of which is empty."""

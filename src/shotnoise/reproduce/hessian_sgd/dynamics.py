@@ -94,7 +94,7 @@ def path_claims(runs: xr.Dataset, title: str, hard: bool) -> list[str]:
     gap, error = float((cosine - ratio).mean()), float((cosine - ratio).std("run", ddof=1)) / np.sqrt(runs.sizes["run"])
     found.append(claim(
         abs(gap) < max(SAME, JUDGED * error),
-        f"{title}: late in training the mean cosine is ||mu||^2 / Tr M^(m) to within {SAME:g}, a reading of ours; it is "
+        f"{title}: late in training the mean cosine is ||mu||^2 / Tr M^(m) to within {SAME:g}, as we read it; it is "
         f"{_with_error(cosine)}, the ratio of the same steps {_with_error(ratio)}",
     ))  # fmt: skip
     if not hard:

@@ -1,0 +1,73 @@
+"""A smoothness constant on the region that one step can reach: looked for, never certified.
+
+    L >= sup |grad f(u) - grad f(w)| / |u - w|   over the segments from the weights to the ends of steps
+
+What is found is the largest curvature (|eigenvalue| of the Hessian) at, and the largest such quotient between, some
+points of some of the longest steps: a lower limit of L. With kinks (ReLU) the curvature alone is no Lipschitz constant
+even where it is largest; the quotients see part of that.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+
+from shotnoise.problem import Problem
+
+Array = NDArray[np.float64]
+POINTS = (0.0, 0.5, 1.0)  # of each step, where the curvature is taken
+STEPS = 3  # of the longest
+TOLERANCE = 1e-2  # of the residual; the eigenvalue is better
+
+
+def largest_curvature(problem: Problem) -> float:
+    """The largest |eigenvalue| of the Hessian at the problem's weights, by Lanczos, so from below."""
+    p = problem.parameter_count
+
+    def product(vector: ArrayLike) -> Array:
+        tensor = torch.as_tensor(np.asarray(vector).reshape(-1), dtype=problem.dtype, device=problem.device)
+        found = problem.flatten(problem.hessian_vector_product(problem.unflatten(tensor)))
+        return np.asarray(found.double().cpu().numpy())
+
+    if p <= 10:
+        H = np.array([product(row) for row in np.eye(p)])
+        return float(np.abs(np.linalg.eigvalsh((H + H.T) / 2)).max())
+    start = np.random.default_rng(0).normal(size=p)
+    if not product(start).any():
+        return 0.0
+    operator = LinearOperator((p, p), matvec=product, dtype=np.float64)
+    try:
+        found = eigsh(operator, k=1, which="LM", v0=start, tol=TOLERANCE, return_eigenvectors=False)
+        return float(np.abs(found).max())
+    except ArpackNoConvergence as error:  # close eigenvalues of either sign: what was found is still from below
+        return float(np.abs(error.eigenvalues).max(initial=0.0)) or float(np.linalg.norm(product(start / p**0.5)))
+
+
+def smoothness_on_steps(problem: Problem, steps: Array) -> float:
+    """The largest curvature and gradient quotient found along some of the steps (k, p), taken from the weights."""
+    own = problem.replica()
+    start = problem.flatten(problem.parameters).detach().clone()
+    lengths = np.linalg.norm(steps, axis=1)
+    longest = np.argsort(lengths)[::-1][:STEPS]
+    found = largest_curvature(own)
+    for step in steps[longest]:
+        if not step.any():
+            continue
+        direction = torch.as_tensor(step).to(start)
+        before = None
+        for share in POINTS:
+            move(own, start + share * direction)
+            slope = own.flatten(own.gradient()).double().cpu().numpy()
+            if before is not None:
+                gap = np.linalg.norm(step) * (share - before[0])
+                found = max(found, float(np.linalg.norm(slope - before[1]) / gap))
+            if share:
+                found = max(found, largest_curvature(own))
+            before = (share, slope)
+    return found
+
+
+def move(problem: Problem, weights: torch.Tensor) -> None:
+    with torch.no_grad():
+        for name, value in problem.unflatten(weights).items():
+            problem.parameters[name].copy_(value)
