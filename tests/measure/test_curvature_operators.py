@@ -250,3 +250,13 @@ def test_a_loss_that_is_not_convex_has_no_squares():
 def test_large_problems_are_not_kept_by_default():
     problem = problem_of(MODELS[1])
     assert isinstance(Hessian(problem), Kept) and not Hessian(problem, memory=10).keeps
+
+
+def test_many_kinks_raise_no_false_alarm():
+    """Tens of thousands of ReLUs and maxima: some step of the trial has to stay clear of their kinks."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(800, 5)
+    )
+    problem = sn.Problem(model, "cross_entropy", torch.randn(12, 1, 28, 28), torch.randint(5, (12,)))
+    assert Hessian(problem).top(1).converged.all()

@@ -34,13 +34,16 @@ Multiply = Callable[[Tensor], Tensor]  # (b, p) -> (b, p), for the mean over som
 
 
 class Kept(Symmetric):
-    """An operator that is a mean over the samples, with what its products need kept as far as `memory` allows."""
+    """An operator that is a mean over the samples, with what its products need kept as far as `memory` allows.
 
-    def __init__(self, problem: Problem, *, memory: int = MEMORY) -> None:
+    trial=False leaves out the comparison with finite differences, for who has made it at other weights.
+    """
+
+    def __init__(self, problem: Problem, *, memory: int = MEMORY, trial: bool = True) -> None:
         super().__init__(problem.parameter_count, problem.dtype, problem.device)
         problem.examine()
         self.problem, self.layers = problem, written_out(problem)
-        if self.layers is None:
+        if self.layers is None and trial:
             require_twice_differentiable(problem)
         self.keeps = problem.n * problem.bytes_per_sample * GRAPH <= memory
         each = min(problem.n, problem.chunk_size) * problem.bytes_per_sample + 4 * problem.parameter_count
@@ -110,8 +113,8 @@ class Residual(Kept):
     scale: c M - H instead, which has the same eigenvectors of M to compare with.
     """
 
-    def __init__(self, problem: Problem, scale: float = 1.0, *, memory: int = MEMORY) -> None:
-        super().__init__(problem, memory=memory)
+    def __init__(self, problem: Problem, scale: float = 1.0, *, memory: int = MEMORY, trial: bool = True) -> None:
+        super().__init__(problem, memory=memory, trial=trial)
         self.scale = scale
 
     def _of(self, part: WrittenOut) -> Multiply:
@@ -128,7 +131,7 @@ class Residual(Kept):
 
     @cached_property
     def _hessian(self) -> Hessian:
-        found = Hessian(self.problem)
+        found = Hessian(self.problem, trial=False)  # it was made with this one
         found.keeps = self.keeps
         return found
 

@@ -224,7 +224,8 @@ def _one_by_one(problem: Problem, weights: Tensor) -> At:
             for name, value in one.unflatten(row.to(problem.dtype)).items():
                 one.parameters[name].data.copy_(value)
         copies.append(one)
-    hessians, residuals = [Hessian(one) for one in copies], [Residual(one) for one in copies]
+    hessians = [Hessian(one, trial=k == 0) for k, one in enumerate(copies)]
+    residuals = [Residual(one, trial=False) for one in copies]
     moments = [SecondMoment(one) for one in copies]
 
     def each(operators: Sequence[Hessian | Residual]) -> Product:

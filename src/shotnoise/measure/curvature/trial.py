@@ -16,7 +16,8 @@ from shotnoise.problem import Problem
 from shotnoise.samples import Batch
 
 FEW = 16  # samples
-STEPS = (1e-4, 1e-6, 1e-5)  # of the differences: in one of them no kink may lie
+STEPS = (1e-7, 1e-8, 1e-6)  # of the differences, relative to the weights: in one of them no kink may lie
+SINGLE = 1e4  # times these in single precision
 CLOSE = 1e-2  # relative; what is missing is missing by more
 
 
@@ -40,10 +41,12 @@ def require_twice_differentiable(problem: Problem) -> None:
 def _compare(slope: Slope, evaluation: Evaluation, batch: tuple[Batch, Batch]) -> None:
     leaves = list(evaluation.leaves.values())
     single = leaves[0].dtype != torch.float64
+    size = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(w.detach()) for w in leaves]))
     generator, worst = torch.Generator().manual_seed(0), 0.0
     for step in STEPS:
-        step = 1e2 * step if single else step
         v = torch.cat([(torch.randn(w.shape, generator=generator)).to(w).reshape(-1) for w in leaves])
+        v = v / torch.linalg.vector_norm(v)
+        step = float(step * (SINGLE if single else 1) * (1 + size))
         found = slope.products(v[None])[0]
         ends = [_gradient(evaluation, batch, v, sign * step) for sign in (1, -1)]
         expected = (ends[0] - ends[1]) / (2 * step)

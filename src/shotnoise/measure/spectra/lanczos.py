@@ -23,7 +23,7 @@ Product = Callable[[Tensor], Tensor]  # (R, b, p) -> (R, b, p), one symmetric op
 End = Literal["largest", "smallest", "both"]
 ENDS = ("largest", "smallest", "both")
 PACE = 1.15  # growth of the basis between looks at the Ritz pairs, which cost more the larger it is
-CONFIRMING = 16  # products that may still show a pair that was passed over
+CONFIRMING = 12  # products that may still show a pair that was passed over
 CANCELLED = 1e-2  # of its length: when less is left of a row, it is orthogonalised once more
 LOST = 1e-10  # of its length: a block of which orthogonalisation leaves less lies within the basis
 
