@@ -86,6 +86,19 @@ def test_redraws_agree_with_all_batches_of_a_quadratic_loss():
     assert z("loss_change", 1.2 * mean) > limit and z("conditional_loss_change_variance", 1.2 * variance) > limit
 
 
+def test_redraws_agree_with_the_exact_variance_of_theory():
+    case = line(30, 3)
+    exact = sn.predict.bounds.one_step(case, RATE, 4).sel(noise="batches")
+    seen = sn.simulate(case, sn.rules.SGD(RATE), 4, 1, 1, record=["loss", sn.simulate.loss_change(4000, steps=[0])])
+    found = sn.simulate.loss_process(seen, at=[0.5]).isel(batch_size=0, step=0, loss_quantile=0)
+    limit = norm.isf(ALARM / 4)
+    for name, true in (("loss_change", "second_order_mean"),
+                       ("conditional_loss_change_variance", "second_order_variance")):  # fmt: skip
+        off = abs(float(found[name]) - float(exact[true])) / float(found[f"{name}_stderr"])
+        wrong = abs(float(found[name]) - 1.2 * float(exact[true])) / float(found[f"{name}_stderr"])
+        assert off < limit < wrong
+
+
 def test_windows_hold_the_nearest_run_at_least():
     assert _window(10, 0.5, 0.0) == slice(4, 5) and _window(10, 0.0, 0.0) == slice(0, 1)
     assert _window(100, 0.1, 0.1) == slice(5, 15)

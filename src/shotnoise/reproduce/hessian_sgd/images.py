@@ -30,7 +30,7 @@ from shotnoise.show.words import listing, number
 
 RATE, LEADING = 0.1, 15
 TOLERANCE, PROBES = 1e-3, 6  # of eigenpairs in single precision; random vectors for ||H||_F
-LOOKS = (0.0, 0.1, 0.3, 1.0)  # shares of the training at which the curvature is taken
+LOOKS = (0.0, 0.3, 1.0)  # shares of the training at which the curvature is taken
 RECORD = ["loss", "gradient_cosine", "minibatch_gradient_norm"]
 WIDTH = {"mnist": 128, "cifar10": 256}
 TITLE = {"mnist": "MNIST", "cifar10": "CIFAR-10"}
