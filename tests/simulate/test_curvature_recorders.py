@@ -61,6 +61,8 @@ def test_every_run_is_that_of_its_matrices(name, l2):
         np.testing.assert_allclose(found["principal_angle_cosines"][r], np.linalg.svd(W)[1], atol=1e-6)
         literal = [np.linalg.norm(W[:k, :k]) ** 2 / k for k in range(1, TOP + 1)]
         np.testing.assert_allclose(found["subspace_overlap"][r], literal, atol=1e-6)
+        single = np.sqrt(1 - np.diag(W) ** 2)
+        np.testing.assert_allclose(found["eigenvector_sines"][r], single, atol=1e-6)
         mean = g.mean(0)
         share = np.cumsum((U[:, :TOP].T @ mean) ** 2) / (mean @ mean)
         np.testing.assert_allclose(found["gradient_share"][r], share, atol=1e-6)

@@ -9,6 +9,7 @@ from rich.text import Text
 from shotnoise import __version__
 from shotnoise.cli.advising import advise
 from shotnoise.cli.common import ERR, OUT
+from shotnoise.cli.curvature import curvature
 from shotnoise.cli.informing import info
 from shotnoise.cli.measuring import measure
 from shotnoise.cli.predicting import predict
@@ -18,6 +19,7 @@ from shotnoise.errors import ShotnoiseError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command()(measure)
+app.command()(curvature)
 app.add_typer(predict, name="predict")
 app.command()(simulate)
 app.command()(advise)

@@ -165,6 +165,7 @@ def _deliver(
 def problem_from(
     given: str | None, data: str | None, model: str, data_dir: Path | None, target: str | None, l2: float, seed: int
 ) -> Problem:
+    """By name with a network, or from the user's own function."""
     if (given is None) == (data is None):
         raise InputError("say which problem: --data (digits, mnist, a CSV file, ...) or --problem module:function")
     if given is not None:

@@ -140,6 +140,39 @@ def teacher_student(
     _deliver(found, out)
 
 
+@reproduce.command("hessian-sgd")
+def hessian_sgd(
+    figure: Annotated[str, typer.Argument(help="fig1 to fig4, fig6 to fig10, fig12 to fig24; all for all.")] = "all",
+    preset: Annotated[
+        str, typer.Option(help="quick; paper for 10,000 runs; printed for the paper's recipe, which does not train.")
+    ] = "quick",
+    runs: Annotated[int | None, typer.Option(min=2, help="Instead of the preset's number.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for figures, pages, numbers and the runs.")] = Path(
+        "reproduce/hessian-sgd"
+    ),
+    data_dir: Annotated[
+        Path | None, typer.Option(help="MNIST's and CIFAR-10's files, for fig3, fig4, fig21 and fig22.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of data, weights and batches.")] = 0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default one per core.")] = None,
+) -> None:
+    """Figures of "Hessian based analysis of SGD for deep nets", each with the paper's claims and which of them held."""
+    _folder(out)
+    for name in recipes.HESSIAN_SGD if figure == "all" else [figure]:
+        try:
+            with warnings_as_lines(), ensemble_progress(ERR) as progress:
+                made = recipes.hessian_sgd(
+                    out, name, preset=preset, runs=runs, data_dir=data_dir, seed=seed, workers=workers,
+                    progress=progress, say=lambda line: tell(ERR, line),
+                )  # fmt: skip
+        except KeyboardInterrupt:
+            tell(ERR, f"interrupted: finished runs are kept in {out}; the same command continues", "bold red")
+            raise typer.Exit(130) from None
+        folder = out / name
+        _folder(folder)
+        _show(made, folder)
+
+
 @reproduce.command("gauss-bounds")
 def gauss_bounds(
     figure: Annotated[str, typer.Argument(help="loss-change, fig11 or fig25; all for one after the other.")] = "all",

@@ -3,10 +3,18 @@
 from shotnoise.files import check_writable
 from shotnoise.show.advice import advice_sheet
 from shotnoise.show.bounds import distributions, loss_change, loss_process
+from shotnoise.show.curvature_report import (
+    curvature,
+    curvature_report,
+    curvature_sentences,
+    curvature_sheet,
+    curvature_steps,
+)
 from shotnoise.show.diffusion import current, densities
 from shotnoise.show.diffusion_table import diffusion_sentences, diffusion_sheet
 from shotnoise.show.ensembles import ensemble
 from shotnoise.show.figures import conditional_variance, figures, noise_share, spectrum
+from shotnoise.show.grids import Cell, grid
 from shotnoise.show.layers import layers
 from shotnoise.show.polynomials import (
     exponents,
@@ -35,12 +43,18 @@ from shotnoise.show.tables import set_for_terminal, table
 from shotnoise.show.tails import tail_stability
 
 __all__ = [
+    "Cell",
     "ProgressReport",
     "advice_sheet",
     "against_batch_size",
     "check_writable",
     "conditional_variance",
     "current",
+    "curvature",
+    "curvature_report",
+    "curvature_sentences",
+    "curvature_sheet",
+    "curvature_steps",
     "densities",
     "diffusion_sentences",
     "diffusion_sheet",
@@ -49,6 +63,7 @@ __all__ = [
     "ensemble",
     "exponents",
     "figures",
+    "grid",
     "house_style",
     "layers",
     "loss_change",

@@ -52,15 +52,18 @@ def batch_axis(axes: Axes, sizes: list[int]) -> None:
         axes.set_xlim(rising[0] / 4, rising[0] * 4)
 
 
-def step_axis(axes: Axes, steps: list[int]) -> None:
-    """An axis of steps: linear if they are spread evenly, else logarithmic with a linear piece around 0."""
+def step_axis(axes: Axes, steps: list[int], most: int = 6) -> None:
+    """An axis of steps: linear if they are spread evenly, else logarithmic with a linear piece around 0.
+
+    most: how many of them are named, roughly.
+    """
     later = sorted(step for step in steps if step > 0)
     if len(later) > 2 and later[-1] / later[0] > 30:
         axes.set_xscale("symlog", linthresh=later[0], linscale=0.5)
         decades = np.log10(later[-1] / later[0])
         round_ones = [step for step in later if str(step).rstrip("0") in {"1", "2", "5"}]
         named = round_ones if len(later) > MANY and len(round_ones) > 2 else later
-        ticks = spaced([float(step) for step in named], decades / 6)
+        ticks = spaced([float(step) for step in named], decades / most)
         _fixed_ticks(axes, [0.0, *ticks] if 0 in steps else ticks)
         axes.set_xlim(-0.25 * later[0] if 0 in steps else later[0] / 1.3, later[-1] * 1.3)
     axes.set_xlabel(STEP_LABEL)

@@ -8,6 +8,8 @@ import xarray as xr
 from shotnoise.simulate import outcome, recorders, verb
 from shotnoise.simulate.curvature_recorders import curvature
 from shotnoise.simulate.engines import ENGINES
+from shotnoise.simulate.loss_process import loss_process
+from shotnoise.simulate.phases import phases
 from shotnoise.simulate.plan import Plan, plan
 from shotnoise.simulate.state import State
 from shotnoise.simulate.store import Inventory, inventory, read
@@ -27,6 +29,8 @@ class Simulate:
     weights = staticmethod(recorders.weights)
     loss_change = staticmethod(recorders.loss_change)
     curvature = staticmethod(curvature)
+    loss_process = staticmethod(loss_process)
+    phases = staticmethod(phases)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> xr.Dataset:

@@ -99,11 +99,12 @@ def weights(
     return Recorder(name, projected, shape={f"{name}_component": len(matrix)}, steps=own)
 
 
-def loss_change(redraws: int = 1) -> Recorder:
+def loss_change(redraws: int = 1, *, steps: Sequence[int] | None = None) -> Recorder:
     """L(w') - L(w_t) of the full loss, for w' one update from w_t on each of `redraws` other batches: (R, redraws).
 
     The batches are drawn for this alone, so the training is what it would be without; the rule's momentum is that of
-    the run. Costs `redraws` minibatch gradients and full losses per recorded step.
+    the run. Costs `redraws` minibatch gradients and full losses per recorded step; steps: at which ones, default at
+    all that are recorded. `simulate.loss_process` and `simulate.phases` look at the result.
     """
     if redraws < 1:
         raise InputError(f"redraws={redraws}: at least one")
@@ -111,7 +112,8 @@ def loss_change(redraws: int = 1) -> Recorder:
     def observe(state: State) -> Tensor:
         return torch.stack([state.engine.full_losses(state.redraw()) - state.losses for _ in range(redraws)], 1)
 
-    return Recorder("loss_change", observe, shape={"redraw": redraws}, redraws=redraws)
+    own = None if steps is None else tuple(int(t) for t in steps)
+    return Recorder("loss_change", observe, shape={"redraw": redraws}, steps=own, redraws=redraws)
 
 
 def _cosines(state: State) -> Tensor:

@@ -34,6 +34,7 @@ NAMES = (
     "residual_lowest_eigenvalues",
     "principal_angle_cosines",
     "subspace_overlap",
+    "eigenvector_sines",
     "gradient_share",
     "layer_loading",
     "hessian_trace",
@@ -122,6 +123,8 @@ class RunCurvature:
         share = ((U @ g[..., None])[..., 0] / torch.linalg.vector_norm(g, dim=1, keepdim=True)).square().cumsum(1)
         count = torch.arange(1, k + 1, dtype=torch.float64)
         leading = W.square().cumsum(1).cumsum(2).diagonal(dim1=1, dim2=2)[:, : V.shape[1]]
+        single = U[:, : V.shape[1]] * W.diagonal(dim1=1, dim2=2)[..., None]
+        sines = torch.linalg.vector_norm(V - single, dim=2).clamp_max(1.0)
         error = torch.maximum(_relative(hessian), _relative(residual))
         trace, norm = self._moments(at.hessian, hessian, weights)
         _, difference = self._moments(at.residual, residual, weights)
@@ -133,6 +136,7 @@ class RunCurvature:
             "residual_lowest_eigenvalues": self._converged(residual)[:, k:],
             "principal_angle_cosines": _padded(torch.linalg.svdvals(W).clamp_max(1.0), pad),
             "subspace_overlap": _padded(torch.where(rank, leading / count[: V.shape[1]], torch.nan), pad),
+            "eigenvector_sines": _padded(torch.where(rank, sines, torch.nan), pad),
             "gradient_share": share,
             "layer_loading": _loading(problem, U),
             "hessian_trace": trace,
