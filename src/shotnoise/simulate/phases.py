@@ -16,7 +16,7 @@ from itertools import pairwise
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from shotnoise import results
 from shotnoise.errors import InputError
@@ -80,7 +80,7 @@ def turning_phases(logs: NDArray[np.float64], alarm: float) -> list[Phase]:
     [('rise', 0, 2), ('fall', 2, 5)]
     """
     count, T = logs.shape
-    limit = float(stats.t.isf(alarm / max(1, T * (T - 1)), count - 1))
+    limit = -float(special.stdtrit(count - 1, alarm / max(1, T * (T - 1))))
     mean = logs.mean(0)
 
     def t_of(i: int, j: int) -> float:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.stats import norm
+from scipy.special import ndtr
 
 Array = NDArray[np.float64]
 FURTHEST = 1e12  # in standard deviations, where the saddle point is looked for
@@ -145,7 +145,8 @@ class QuadraticForm:
         u = s * np.sqrt(second)
         if abs(w) < 1e-4:
             return float("nan")
-        return float(norm.sf(w) + norm.pdf(w) * (1 / u - 1 / w))
+        density = np.exp(-(w**2) / 2) / np.sqrt(2 * np.pi)
+        return float(ndtr(-w) + density * (1 / u - 1 / w))
 
     def isf(self, probability: float) -> float:
         """x with P(X > x) = probability."""

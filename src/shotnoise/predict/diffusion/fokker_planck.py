@@ -18,7 +18,7 @@ import xarray as xr
 from numpy.typing import ArrayLike
 from scipy.sparse import eye
 from scipy.sparse.linalg import splu
-from scipy.stats import poisson
+from scipy.special import gammaln, pdtrik
 
 from shotnoise import results
 from shotnoise.errors import InputError, ShotnoiseError
@@ -256,8 +256,10 @@ def _mixture(chain: Any, masses: Array, mean: float) -> Array:
     """sum_k Poisson(k; mean) chain^k masses, the weights that are left out less than 1e-14 in all."""
     if not mean:
         return masses
-    first, last = int(poisson.ppf(5e-15, mean)), int(poisson.isf(5e-15, mean)) + 1
-    weights = poisson.pmf(np.arange(first, last + 1), mean)
+    first = int(np.nan_to_num(pdtrik(5e-15, mean)))  # NaN where even none is likelier than that
+    last = int(np.ceil(pdtrik(1 - 5e-15, mean))) + 1
+    k = np.arange(first, last + 1)
+    weights = np.exp(k * np.log(mean) - mean - gammaln(k + 1))
     weights /= weights.sum()
     total, power = np.zeros_like(masses), masses
     for k in range(last + 1):
