@@ -258,8 +258,8 @@ def _mixture(chain: Any, masses: Array, mean: float) -> Array:
         return masses
     first = int(np.nan_to_num(pdtrik(5e-15, mean)))  # NaN where even none is likelier than that
     last = int(np.ceil(pdtrik(1 - 5e-15, mean))) + 1
-    k = np.arange(first, last + 1)
-    weights = np.exp(k * np.log(mean) - mean - gammaln(k + 1))
+    counts = np.arange(first, last + 1)
+    weights = np.exp(counts * np.log(mean) - mean - gammaln(counts + 1))
     weights /= weights.sum()
     total, power = np.zeros_like(masses), masses
     for k in range(last + 1):
