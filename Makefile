@@ -37,15 +37,15 @@ format: $(READY) ## format and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --no-cache --fix .
 
-bench: .venv-peers/.ready ## CPU time and memory beside other libraries (half an hour)
+bench: .venv-peers/.ready ## CPU time and memory beside other libraries (an hour)
 	.venv-peers/bin/python benchmarks/per_sample.py
 	.venv-peers/bin/python benchmarks/memory.py
 	.venv-peers/bin/python benchmarks/ensembles.py
 	.venv-peers/bin/python benchmarks/regression.py --large
 	.venv-peers/bin/python benchmarks/propagation.py
 	.venv-peers/bin/python benchmarks/optim.py
-	.venv-peers/bin/python benchmarks/curvature.py
 	.venv-peers/bin/python benchmarks/diffusion.py
+	.venv-peers/bin/python benchmarks/curvature.py
 
 bench-mnist: .venv-peers/.ready ## a full pass over MNIST; needs SHOTNOISE_DATA
 	.venv-peers/bin/python benchmarks/full_pass.py

@@ -1,6 +1,6 @@
 """`shotnoise reproduce continuous-limit` and its figures, from the options to files and verdicts, with broken twins."""
 
-import sys
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -25,14 +25,14 @@ class TestContinuousLimit:
 
     def test_small_versions_of_the_others(self, tmp_path, monkeypatch):
         """A fiftieth of the runs: everything is computed, drawn and judged, whatever the verdict on so few."""
-        module = sys.modules["shotnoise.reproduce.continuous_limit"]
+        module = import_module("shotnoise.reproduce.continuous_limit")
         monkeypatch.setitem(module.RUNS, "quick", 0.02)
         for figure in ("scaling", "weak-order", "current", "posterior", "momentum"):
             found = sn.reproduce.continuous_limit(tmp_path, figure, workers=1)
             assert found.agreement.agrees and found.figures, figure
 
     def test_white_noise_in_the_place_of_epochs_is_rejected(self, tmp_path, monkeypatch):
-        module = sys.modules["shotnoise.reproduce.continuous_limit"]
+        module = import_module("shotnoise.reproduce.continuous_limit")
         monkeypatch.setitem(module.RUNS, "quick", 0.1)
         assert sn.reproduce.continuous_limit(tmp_path, "epochs", workers=1).holds
         right = sn.predict.diffusion.epoch_covariance

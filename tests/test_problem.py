@@ -188,6 +188,25 @@ class TestWhatItSaysOfItself:
         assert {name: v.shape for name, v in named.items()} == {n: p.shape for n, p in problem.parameters.items()}
         assert torch.equal(problem.flatten(named), flat)
 
+    @pytest.mark.parametrize("case", CASES, ids=str)
+    @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+    def test_place(self, case):
+        problem = Problem(*case.make("mse"))
+        own, flat = problem.replica(), torch.arange(float(problem.parameter_count))
+        before = problem.flatten(problem.parameters).detach()
+        for given in (flat, flat.double(), flat.numpy()):
+            own.place(torch.zeros_like(flat))
+            own.place(given)
+            assert torch.equal(own.flatten(own.parameters).to(flat), flat)
+        assert torch.equal(problem.flatten(problem.parameters), before)
+        assert all(p.requires_grad and p.dtype == before.dtype for p in own.parameters.values())
+        with torch.inference_mode():
+            inside = problem.replica()
+            inside.place(flat)
+            assert torch.equal(inside.flatten(inside.parameters).to(flat), flat)
+        with pytest.raises(InputError, match=rf"weights: {len(flat)} numbers are needed; got \({len(flat) + 1},\)"):
+            own.place(torch.zeros(len(flat) + 1))
+
     def test_fingerprints_tell_weights_buffers_and_data_apart(self):
         model = nn.Sequential(nn.BatchNorm1d(3), linear()).eval()
         problem = Problem(model, "mse", X, Y)

@@ -14,7 +14,7 @@ FILES = ["first_layer.svg", "second_layer.png", "exact_first.svg", "counterexamp
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     monkeypatch.setattr(recipe, "WIDTHS", (4, 6, 3))
-    monkeypatch.setitem(recipe.PRESETS, "quick", recipe.Preset(200, 6, 2, (1, 8, 64), 200, 2000, 4000))
+    monkeypatch.setitem(recipe.PRESETS, "quick", recipe.Preset(200, 6, 2, (1, 8, 64), 100, 500, 1000))
 
 
 def test_what_it_says_and_writes(run, tmp_path):

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 import xarray as xr
 from numpy.typing import NDArray
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor, nn
 
 from shotnoise import results
 from shotnoise.errors import InputError
 from shotnoise.evaluation import Evaluation, gradient, quiet
 from shotnoise.measure import measure
+from shotnoise.measure.curvature import Hessian, extreme
 from shotnoise.named import dot
 from shotnoise.per_sample.explicit import elementary_kernels
 from shotnoise.predict import regression_stability
@@ -34,6 +34,7 @@ from shotnoise.sampling import CyclicEpochs, Online, ReshuffledEpochs, Sampling,
 Array = NDArray[np.float64]
 EXACT, LIMIT, ESTIMATE, UNKNOWN = "exact", "at most this", "estimate", "unknown"
 CHUNK = 256  # samples whose curvatures are taken at a time
+CLOSE = 1e-3  # residual of the largest curvature, relative
 
 
 def advise(
@@ -255,27 +256,13 @@ def _variance(
 
 def _sharpest(problem: Problem) -> tuple[float, float]:
     """The largest curvature h = v^T H v, penalty included, and the variance over samples of v^T H_i v."""
-    p = problem.parameter_count
-
-    def product(vector: Any) -> Array:
-        tensor = torch.as_tensor(np.asarray(vector).reshape(-1), dtype=problem.dtype, device=problem.device)
-        found = problem.flatten(problem.hessian_vector_product(problem.unflatten(tensor)))
-        return np.asarray(found.double().cpu().numpy())
-
-    start = np.random.default_rng(0).normal(size=p)
-    if p <= 10:
-        H = np.array([product(row) for row in np.eye(p)])
-        values, vectors = np.linalg.eigh((H + H.T) / 2)
-    elif not product(start).any():
-        return 0.0, 0.0
-    else:
-        operator = LinearOperator((p, p), matvec=product, dtype=np.float64)
-        try:
-            values, vectors = eigsh(operator, k=1, which="LA", v0=start, tol=1e-3)
-        except ArpackNoConvergence as error:
-            raise InputError(f"the largest curvature did not converge ({error}); measure at other weights") from error
-    own = _curvatures(problem, np.asarray(vectors[:, -1]))
-    return float(values[-1]), float(own.var())
+    found = extreme(Hessian(problem, trial=False), tolerance=CLOSE)
+    if not found.converged:
+        raise InputError(
+            f"the largest curvature did not converge: {found.value:.4g} or more, with a residual of "
+            f"{found.residual:.2g}; measure at other weights"
+        )
+    return found.value, float(_curvatures(problem, found.vector).var())
 
 
 def _curvatures(problem: Problem, direction: Array) -> Array:

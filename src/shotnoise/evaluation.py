@@ -102,7 +102,7 @@ class Slope:
     def _backward(self, vectors: Tensor, last: bool, many: bool) -> Tensor:
         pieces = vectors.split(self.sizes, 1)
         shape = (len(vectors),) if many else ()
-        given = [pieces[k].reshape(*shape, *g.shape) for k, g in self.parts]
+        given = [pieces[k].reshape((*shape, *g.shape)) for k, g in self.parts]
         try:
             found = torch.autograd.grad(
                 [g for _, g in self.parts], self.leaves, given, retain_graph=not last, allow_unused=True,

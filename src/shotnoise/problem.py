@@ -38,7 +38,8 @@ class Problem:
     l2: the penalty (l2/2) ||w||^2 on all trainable parameters; what `weight_decay` is in torch.optim.SGD.
     chunk_size: samples per backward pass; by default so many that what a pass records stays below 64 MiB.
 
-    The model is used in the mode (train or eval) and at the weights that it has when asked, and is never modified.
+    The model is used in the mode (train or eval) and at the weights that it has when asked, and is modified by nothing
+    but `place`.
 
     >>> problem = Problem(nn.Linear(1, 1, bias=False), "mse", torch.ones(4, 1), torch.zeros(4, 1))
     >>> problem.n, problem.parameter_count
@@ -222,6 +223,21 @@ class Problem:
         other.model = copy.deepcopy(self.model)
         other._measurable = other._examined = None
         return other
+
+    def place(self, weights: Any) -> None:
+        """Give the model these weights (p,), in the order of `parameters`: for a `replica`, since the model is changed.
+
+        >>> moved = Problem(nn.Linear(1, 1, bias=False), "mse", torch.ones(4, 1), torch.zeros(4, 1)).replica()
+        >>> moved.place([3.0])
+        >>> moved.loss()
+        4.5
+        """
+        vector = torch.as_tensor(weights)
+        if vector.shape != (self.parameter_count,):
+            raise InputError(f"weights: {self.parameter_count} numbers are needed; got {tuple(vector.shape)}")
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters.values(), self.unflatten(vector).values(), strict=True):
+                parameter.copy_(value)
 
     def on(self, inputs: Any, targets: Any) -> "Problem":
         """The same model, not a copy of it, with the same loss on other samples of the same kind."""

@@ -11,6 +11,7 @@ from torch import nn
 
 import shotnoise as sn
 from shotnoise.errors import InputError, NonFiniteError, PerSampleGradientError
+from shotnoise.losses import NAMED
 from shotnoise.measure.curvature import GaussNewton, Hessian, Residual, SecondMoment, gauss_newton_diagonal
 from shotnoise.measure.curvature.operators import Kept
 from shotnoise.measure.curvature.written_out import WrittenOut, written_out
@@ -94,6 +95,28 @@ def test_many_runs_at_once_are_those_one_by_one(model, loss, l2):
 def test_the_diagonal_without_products(model, loss, l2):
     problem = problem_of(model, loss, l2=l2)
     close(gauss_newton_diagonal(problem), np.diag(twins.gauss_newton(problem)), 1e-10)
+
+
+@BY_MODEL
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
+def test_written_down_and_found_factors_of_a_loss_agree(model, loss):
+    """The same loss as a function of one's own, whose second derivative has to be factored."""
+    named = problem_of(model, loss)
+    own = sn.Problem(named.model, lambda f, t: NAMED[loss].per_sample(f, t), *twins.data(named))
+    close(gauss_newton_diagonal(own), gauss_newton_diagonal(named), 1e-10)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_the_diagonal_of_a_saturated_softmax_in_single_precision(named):
+    """Second derivatives down to 1e-44, at some of which a factorisation in single precision gives up."""
+    model, loss = nn.Linear(1, 10, bias=False), NAMED["cross_entropy"].per_sample
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([-102.6, -22.3, -69.6, -120, 0, -51.7, -46, -120, -120, -100.7])[:, None])
+    x, y = torch.linspace(0.1, 1.5, 1200)[:, None], torch.arange(1200) % 10
+    problem = sn.Problem(model, "cross_entropy" if named else lambda f, t: loss(f, t), x, y)
+    pi = model(x).detach().double().softmax(1)
+    expected = (pi * (1 - pi) * x.double().square()).mean(0).numpy()
+    np.testing.assert_allclose(gauss_newton_diagonal(problem), expected, rtol=1e-4, atol=1e-5 * expected.max())
 
 
 @BY_MODEL

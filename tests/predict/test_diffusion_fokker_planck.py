@@ -189,3 +189,30 @@ def test_the_leak_is_about_right():
     land = df.Landscape(1, lambda w: torch.sign(w) * torch.ones_like(w), [[1.0]])
     s = df.FokkerPlanck(land, 1.0, 1, [(-3, 12)], 1500, leak=0.1).stationary()  # p = exp(-2 |w|)
     assert float(s["leak"]) == pytest.approx(np.exp(-6) / 2, rel=0.02)
+
+
+@pytest.mark.parametrize("convention", df.CONVENTIONS)
+def test_the_equation_of_a_problem_is_that_of_its_noise(convention):
+    """One weight, eight samples: Sigma(w) from the samples is a known quadratic."""
+    x = torch.linspace(0.5, 1.5, 8, dtype=torch.float64)[:, None]
+    y = x + 0.3 * torch.cos(7 * x)
+    problem = sn.Problem(torch.nn.Linear(1, 1, bias=False, dtype=torch.float64), "mse", x, y)
+    each = lambda w: x[:, 0] * (x[:, 0] * w - y[:, 0])  # noqa: E731
+    land = df.Landscape(1, lambda w: each(w).mean(1, True), lambda w: each(w).var(1, correction=0)[:, None, None])
+    own, same = (
+        df.FokkerPlanck(where, 0.5, 2, [(-1, 3)], 300, convention=convention).stationary() for where in (problem, land)
+    )
+    np.testing.assert_allclose(own["density"], same["density"], rtol=1e-6, atol=1e-12)
+
+
+def test_a_function_that_leaves_torch_is_no_constant():
+    def outside(w):
+        return torch.from_numpy((1 + 0.5 * np.tanh(w.detach().numpy())) ** 2)[:, :, None]
+
+    inside = df.Landscape(1, lambda w: w, lambda w: ((1 + 0.5 * torch.tanh(w)) ** 2)[:, :, None])
+    left = df.Landscape(1, lambda w: torch.from_numpy(w.detach().numpy() ** 3), outside)
+    a, b = (df.FokkerPlanck(land, 0.5, 1, [(-3, 3)], 100, convention="stratonovich", leak=1).edges
+            for land in (inside, df.Landscape(1, lambda w: w, outside)))  # fmt: skip
+    np.testing.assert_allclose(a.forth, b.forth, rtol=1e-8)
+    w = torch.tensor([[0.7], [2.0]], dtype=torch.float64)
+    np.testing.assert_allclose(left.curved(w, torch.ones_like(w)), 3 * w**2, rtol=1e-8)

@@ -298,3 +298,18 @@ def test_verdict_on_a_network_by_amplification():
 def test_messages(call, message):
     with pytest.raises(sn.InputError, match=message):
         call()
+
+
+def test_densities_and_balance_of_a_problem():
+    """A regression of one weight, by its samples: the law of its quadratic noise; two weights: detailed balance or not."""
+    x = torch.linspace(0.5, 1.5, 8, dtype=torch.float64)[:, None]
+    y = x + 0.3 * torch.cos(7 * x)
+    problem = sn.Problem(torch.nn.Linear(1, 1, bias=False, dtype=torch.float64), "mse", x, y)
+    each = lambda w: x[:, 0] * (x[:, 0] * w - y[:, 0])  # noqa: E731
+    land = df.Landscape(1, lambda w: each(w).mean(1, True), lambda w: each(w).var(1, correction=0)[:, None, None])
+    grid = np.linspace(0, 2, 401)
+    own, same = (df.tempered_posterior(where, 0.5, 2, grid)["density"] for where in (problem, land))
+    np.testing.assert_allclose(own, same, rtol=1e-8)
+    less = df.tempered_posterior(problem, 0.5, 2, grid, sampling=WITHOUT)["weights_variance"].values[0]
+    assert less < df.tempered_posterior(problem, 0.5, 2, grid)["weights_variance"].values[0]
+    assert not df.detailed_balance(line(), 0.1, 4, np.zeros((1, 3)))["reversible"]

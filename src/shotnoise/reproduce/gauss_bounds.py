@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
 from scipy.stats import mannwhitneyu
 from torch import nn
@@ -83,11 +82,8 @@ def problem_of(labels: str, seed: int) -> Problem:
     """Gauss-10 with these labels, and the network."""
     data = datasets.load("gauss-10", random_labels=LABELS[labels][0], seed=seed)
     model = nn.Sequential(nn.Linear(50, 10), nn.ReLU(), nn.Linear(10, 30), nn.ReLU(), nn.Linear(30, 10))
-    with torch.no_grad():
-        first = torch.from_numpy(SPREAD * np.random.default_rng(seed).standard_normal(1150)).float()
-        problem = Problem(model, "cross_entropy", data.inputs, data.targets)
-        for name, value in problem.unflatten(first).items():
-            problem.parameters[name].copy_(value)
+    problem = Problem(model, "cross_entropy", data.inputs, data.targets)
+    problem.place(SPREAD * np.random.default_rng(seed).standard_normal(1150))
     return problem
 
 

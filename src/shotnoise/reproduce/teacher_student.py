@@ -334,6 +334,16 @@ def _figures(
                 "The exact curve against the batch size with the runs on it, and six coefficients.",
             ),
         )
+    predicted, seen = predict.batch_exponent(exact[0]), predict.batch_exponent(_as_layer(at_first[0]))
+    found["exponents"] = (
+        show.exponents(predicted, seen),
+        Caption(
+            "The exponent of the fall with the batch size",
+            "First layer at step 1, between neighbouring batch sizes: exact as a line, runs as marks with 95 % "
+            "intervals; the thin line is the law 1/b.",
+            "Local exponents against the batch size; they tend to one.",
+        ),
+    )
     found["counterexample"] = (
         show.polynomial(small, small_runs),
         Caption(

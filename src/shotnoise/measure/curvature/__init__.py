@@ -2,6 +2,7 @@
 
 from shotnoise.measure.covariance import SecondMoment
 from shotnoise.measure.curvature.diagonal import gauss_newton_diagonal
+from shotnoise.measure.curvature.extreme import Extreme, extreme
 from shotnoise.measure.curvature.layers import layer_block, layer_loading, subnetwork
 from shotnoise.measure.curvature.operators import GaussNewton, Hessian, Residual
 from shotnoise.measure.curvature.verb import curvature
@@ -17,6 +18,7 @@ class Curvature:
 
     __call__ = staticmethod(curvature)
     hessian, second_moment, residual, gauss_newton = Hessian, SecondMoment, Residual, GaussNewton
+    extreme = staticmethod(extreme)
     trace = staticmethod(traces.trace)
     frobenius_norm = staticmethod(traces.frobenius_norm)
     estimated_diagonal = staticmethod(traces.diagonal)
@@ -30,4 +32,14 @@ class Curvature:
     subspaces = subspaces
 
 
-__all__ = ["Curvature", "GaussNewton", "Hessian", "Residual", "SecondMoment", "curvature", "gauss_newton_diagonal"]
+__all__ = [
+    "Curvature",
+    "Extreme",
+    "GaussNewton",
+    "Hessian",
+    "Residual",
+    "SecondMoment",
+    "curvature",
+    "extreme",
+    "gauss_newton_diagonal",
+]

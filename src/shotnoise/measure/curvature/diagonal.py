@@ -20,7 +20,7 @@ from torch import Tensor
 
 from shotnoise.errors import InputError
 from shotnoise.evaluation import Slope
-from shotnoise.losses import Loss
+from shotnoise.losses import NAMED, Loss
 from shotnoise.measure.spectra.operator import Array
 from shotnoise.named import Sum
 from shotnoise.problem import Problem
@@ -39,7 +39,7 @@ def gauss_newton_diagonal(problem: Problem) -> Array:
     """
     total = Sum()
     for c in range(_outputs(problem)):
-        for chunk in _with_loss(problem, _pulled(problem.loss_spec.per_sample, c)).passes(with_gradient=False):
+        for chunk in _with_loss(problem, _pulled(problem.loss_spec, c)).passes(with_gradient=False):
             total.add({name: g.sum_of_squares() for name, g in chunk.per_sample.items()})
     return problem.flatten(total.over(problem.n)).double().cpu().numpy()
 
@@ -52,7 +52,8 @@ def loss_factors(outputs: Tensor, targets: Any, loss: Callable[[Any, Any], Tenso
         n, k = len(at), at[0].numel()
         units = torch.eye(k).to(at)[:, None, :].expand(k, n, k).reshape(k, n * k)
         S = slope.products(units).view(k, n, k).movedim(0, -1)
-    values, vectors = torch.linalg.eigh((S + S.mT) / 2)
+    S = ((S + S.mT) / 2).double()  # in single precision denormal numbers can stop the factorisation
+    values, vectors = (t.to(at.dtype) for t in torch.linalg.eigh(S))
     smallest = -NEGATIVE * torch.finfo(at.dtype).eps * values.abs().max()
     if bool((values < smallest).any()):
         raise InputError(
@@ -62,12 +63,25 @@ def loss_factors(outputs: Tensor, targets: Any, loss: Callable[[Any, Any], Tenso
     return vectors * values.clamp_min(0).sqrt()[:, None, :]
 
 
-def _pulled(loss: Callable[[Any, Any], Tensor], c: int) -> Callable[[Any, Any], Tensor]:
+def _pulled(loss: Loss, c: int) -> Callable[[Any, Any], Tensor]:
     def along(outputs: Any, targets: Any) -> Tensor:
-        fixed = loss_factors(outputs.detach(), targets, loss)[..., c]
-        return (fixed * outputs.flatten(1)).sum(1)
+        return (_factor(outputs.detach(), targets, loss, c) * outputs.flatten(1)).sum(1)
 
     return along
+
+
+def _factor(outputs: Tensor, targets: Any, loss: Loss, c: int) -> Tensor:
+    """l_ic, (n, k): e_c for squares and sqrt(pi_c) (e_c - pi) for a softmax, however saturated; else any that serve."""
+    if loss == NAMED["mse"]:
+        found = torch.zeros_like(outputs.flatten(1))
+        found[:, c] = 1
+        return found
+    if loss == NAMED["cross_entropy"] and outputs.ndim == 2 and not targets.is_floating_point():
+        pi = outputs.softmax(1)
+        found = -pi
+        found[:, c] += 1
+        return found * pi[:, c : c + 1].sqrt()
+    return loss_factors(outputs, targets, loss.per_sample)[..., c]
 
 
 def _outputs(problem: Problem) -> int:

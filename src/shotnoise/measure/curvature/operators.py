@@ -91,8 +91,10 @@ class Kept(Symmetric):
 class Hessian(Kept):
     """H of the mean loss, penalty included, at the problem's present weights, (p, p).
 
-    memory: bytes up to which the graph of the gradient is kept between products. Raises InputError for a model or loss
-    that cannot be differentiated twice, PerSampleGradientError for a model that draws or mixes samples.
+    memory: bytes up to which the graph of the gradient is kept between products. trial=False: without the trial of
+    the second derivative, for a model known to have one, or a loss whose kinks shall count as flat. Raises InputError
+    for a model or loss that cannot be differentiated twice, PerSampleGradientError for a model that draws or mixes
+    samples.
 
     >>> line = Problem(torch.nn.Linear(2, 1, bias=False), "mse", torch.eye(2), torch.zeros(2, 1))
     >>> Hessian(line).to_dense().tolist()

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from shotnoise.errors import InputError
-from shotnoise.evaluation import quiet
 from shotnoise.measure.covariance import SecondMoment
 from shotnoise.measure.curvature.layers import from_layer_on, positions
 from shotnoise.measure.curvature.operators import Hessian, Residual
@@ -220,9 +219,7 @@ def _one_by_one(problem: Problem, weights: Tensor) -> At:
     copies = []
     for row in weights:
         one = problem.replica()
-        with torch.no_grad(), quiet():
-            for name, value in one.unflatten(row.to(problem.dtype)).items():
-                one.parameters[name].data.copy_(value)
+        one.place(row)
         copies.append(one)
     hessians = [Hessian(one, trial=k == 0) for k, one in enumerate(copies)]
     residuals = [Residual(one, trial=False) for one in copies]

@@ -29,7 +29,7 @@ from shotnoise import results
 from shotnoise.errors import InputError
 from shotnoise.predict.bounds import batches as batching
 from shotnoise.predict.bounds.one_step import NOISES, check_probabilities, per_sample_gradients
-from shotnoise.predict.bounds.smoothness import move, smoothness_on_steps
+from shotnoise.predict.bounds.smoothness import smoothness_on_steps
 from shotnoise.predict.bounds.step import Step
 from shotnoise.problem import Problem
 from shotnoise.sampling import Sampling
@@ -225,7 +225,7 @@ class _Run:
             run.loss.append(run.loss[-1] + float(changes[0]))
             step = torch.as_tensor(rate * gradients[ahead[t]].mean(0))
             weights = own.flatten(own.parameters).detach()
-            move(own, weights - step.to(weights))
+            own.place(weights - step.to(weights))
         return run
 
     def _meet(self, gradients: Array) -> None:

@@ -9,9 +9,9 @@ even where it is largest; the quotients see part of that.
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+from numpy.typing import NDArray
 
+from shotnoise.measure.curvature import Hessian, extreme
 from shotnoise.problem import Problem
 
 Array = NDArray[np.float64]
@@ -21,26 +21,8 @@ TOLERANCE = 1e-2  # of the residual; the eigenvalue is better
 
 
 def largest_curvature(problem: Problem) -> float:
-    """The largest |eigenvalue| of the Hessian at the problem's weights, by Lanczos, so from below."""
-    p = problem.parameter_count
-
-    def product(vector: ArrayLike) -> Array:
-        tensor = torch.as_tensor(np.asarray(vector).reshape(-1), dtype=problem.dtype, device=problem.device)
-        found = problem.flatten(problem.hessian_vector_product(problem.unflatten(tensor)))
-        return np.asarray(found.double().cpu().numpy())
-
-    if p <= 10:
-        H = np.array([product(row) for row in np.eye(p)])
-        return float(np.abs(np.linalg.eigvalsh((H + H.T) / 2)).max())
-    start = np.random.default_rng(0).normal(size=p)
-    if not product(start).any():
-        return 0.0
-    operator = LinearOperator((p, p), matvec=product, dtype=np.float64)
-    try:
-        found = eigsh(operator, k=1, which="LM", v0=start, tol=TOLERANCE, return_eigenvectors=False)
-        return float(np.abs(found).max())
-    except ArpackNoConvergence as error:  # close eigenvalues of either sign: what was found is still from below
-        return float(np.abs(error.eigenvalues).max(initial=0.0)) or float(np.linalg.norm(product(start / p**0.5)))
+    """The largest |eigenvalue| of the Hessian at the problem's weights, from below, converged or not."""
+    return abs(extreme(Hessian(problem, trial=False), modulus=True, tolerance=TOLERANCE).value)
 
 
 def smoothness_on_steps(problem: Problem, steps: Array) -> float:
@@ -56,7 +38,7 @@ def smoothness_on_steps(problem: Problem, steps: Array) -> float:
         direction = torch.as_tensor(step).to(start)
         before = None
         for share in POINTS:
-            move(own, start + share * direction)
+            own.place(start + share * direction)
             slope = own.flatten(own.gradient()).double().cpu().numpy()
             if before is not None:
                 gap = np.linalg.norm(step) * (share - before[0])
@@ -65,9 +47,3 @@ def smoothness_on_steps(problem: Problem, steps: Array) -> float:
                 found = max(found, largest_curvature(own))
             before = (share, slope)
     return found
-
-
-def move(problem: Problem, weights: torch.Tensor) -> None:
-    with torch.no_grad():
-        for name, value in problem.unflatten(weights).items():
-            problem.parameters[name].copy_(value)

@@ -24,7 +24,10 @@ from shotnoise import results
 from shotnoise.errors import InputError, ShotnoiseError
 from shotnoise.predict.diffusion.grid_edges import Edges, edges
 from shotnoise.predict.diffusion.landscape import ROUNDING, Landscape, derivative_along
-from shotnoise.predict.diffusion.settings import Array, Setting, positive
+from shotnoise.predict.diffusion.network import placed
+from shotnoise.predict.diffusion.settings import Array, positive
+from shotnoise.problem import Problem
+from shotnoise.sampling import Sampling
 
 ITO, STRATONOVICH, KLIMONTOVICH = "ito", "stratonovich", "hanggi-klimontovich"
 CONVENTIONS = (ITO, STRATONOVICH, KLIMONTOVICH)
@@ -36,7 +39,7 @@ VISIBLE = 1e-10  # of the largest density: below it the mean velocity J / p is n
 
 
 class FokkerPlanck:
-    """The equation on a grid, for one landscape, learning rate and batch size.
+    """The equation on a grid, for one landscape (or `Problem`, drawn by `sampling`), learning rate and batch size.
 
     bounds: (low, high) for each weight, one or two of them. cells: how many per weight, a number or one for each.
     convention: "ito" (SGD), "stratonovich" or "hanggi-klimontovich". leak: the mass that may lie outside, estimated by
@@ -55,7 +58,7 @@ class FokkerPlanck:
 
     def __init__(
         self,
-        landscape: Landscape,
+        landscape: Landscape | Problem,
         learning_rate: float,
         batch_size: int,
         bounds: Sequence[tuple[float, float]],
@@ -63,16 +66,17 @@ class FokkerPlanck:
         *,
         convention: str = ITO,
         leak: float = 1e-3,
+        sampling: Sampling | None = None,
     ) -> None:
         if convention not in CONVENTIONS:
             raise InputError(f"convention={convention!r}: one of {', '.join(CONVENTIONS)}")
-        d = landscape.dimension
+        self.landscape, self.setting = placed(landscape, learning_rate, batch_size, 0.0, sampling)
+        d = self.landscape.dimension
         if d > 2:
             raise InputError(
                 f"{d} weights: a grid is for one or two; simulate with `integrate`, or `ornstein_uhlenbeck`"
             )
-        self.landscape, self.convention, self.leak = landscape, convention, positive("leak", leak)
-        self.setting = Setting.of(learning_rate, batch_size, 0.0, None, None)
+        self.convention, self.leak = convention, positive("leak", leak)
         self.shape = _cells(cells, d)
         limits = np.asarray(bounds, np.float64)
         if limits.shape != (d, 2) or not (limits[:, 1] > limits[:, 0]).all():

@@ -15,10 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shotnoise.errors import InputError
 from shotnoise.evaluation import Evaluation, quiet
 from shotnoise.predict.diffusion.landscape import Landscape
+from shotnoise.predict.diffusion.settings import Setting
 from shotnoise.problem import Problem
 from shotnoise.samples import Batch, tree_map
+from shotnoise.sampling import Sampling
 
 BYTES = 64 * 2**20  # what the recorded inputs and gradients of one pass over some samples of all paths may take
 
@@ -106,6 +109,11 @@ class Network(Landscape):
         slope = self._vmapped(torch.func.grad(self._weighted), (0, 0, 0, 0))
         return slope(w, inputs, targets, coefficients).detach() + self.problem.l2 * w
 
+    def everything(self) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        """The outputs for all samples as a function of the weights (d,), in one row, and the targets."""
+        inputs, targets = self._evaluation.place(self.problem.samples.batch(torch.arange(self.problem.n)))
+        return lambda w: self._evaluation.outputs(inputs, self._named(w)).reshape(-1), torch.as_tensor(targets)
+
     def _per_sample(self, w: Tensor) -> Tensor:
         """(R, n, d)"""
         one = torch.func.grad(
@@ -157,3 +165,14 @@ class Network(Landscape):
                     )
 
         return call
+
+
+def placed(
+    landscape: Landscape | Problem, learning_rate: float, batch_size: int, momentum: float, sampling: Sampling | None
+) -> tuple[Landscape, Setting]:
+    """A `Problem` made a landscape, and the setting with its number of samples."""
+    place = Network(landscape) if isinstance(landscape, Problem) else landscape
+    n = place.problem.n if isinstance(place, Network) else None
+    if n is None and sampling is not None:
+        raise InputError(f"sampling={sampling!r}: a landscape of functions has no samples to draw; leave it out")
+    return place, Setting.of(learning_rate, batch_size, momentum, sampling, n)

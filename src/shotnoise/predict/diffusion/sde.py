@@ -14,7 +14,7 @@ from torch import Tensor
 
 from shotnoise.errors import InputError
 from shotnoise.predict.diffusion.landscape import Landscape
-from shotnoise.predict.diffusion.network import Network
+from shotnoise.predict.diffusion.network import Network, placed
 from shotnoise.predict.diffusion.settings import Setting
 from shotnoise.predict.stationary.arguments import numbers
 from shotnoise.problem import Problem
@@ -156,7 +156,7 @@ def first_order(
     >>> first_order(Quadratic([1.0], [2.0]), 0.1, 4).temperature
     0.025
     """
-    place, setting = _placed(landscape, learning_rate, batch_size, momentum, sampling)
+    place, setting = placed(landscape, learning_rate, batch_size, momentum, sampling)
     scale = 1 - setting.momentum
     return FirstOrder(place, setting, setting.learning_rate / scale, "first order", setting.epsilon / scale)
 
@@ -169,7 +169,7 @@ def second_order(
     Its stationary covariance is worse than that of the first order, see `ornstein_uhlenbeck`. Needs Hessian-vector
     products: gradients written with torch have them.
     """
-    place, setting = _placed(landscape, learning_rate, batch_size, 0.0, sampling)
+    place, setting = placed(landscape, learning_rate, batch_size, 0.0, sampling)
     return SecondOrder(place, setting, setting.learning_rate, "second order")
 
 
@@ -178,7 +178,7 @@ def underdamped(
     *, sampling: Sampling | None = None,
 ) -> Underdamped:  # fmt: skip
     """Momentum with inertia: time t = k sqrt(eta), friction gamma = (1 - mu) / sqrt(eta), p = v / sqrt(eta) from 0."""
-    place, setting = _placed(landscape, learning_rate, batch_size, momentum, sampling)
+    place, setting = placed(landscape, learning_rate, batch_size, momentum, sampling)
     return Underdamped(place, setting, setting.learning_rate**0.5, "underdamped")
 
 
@@ -190,7 +190,7 @@ def rmsprop(
 
     The gradient's own square is left out of u: noise must dominate, s_f diag Sigma >> (grad L)^2.
     """
-    place, setting = _placed(landscape, learning_rate, batch_size, 0.0, sampling)
+    place, setting = placed(landscape, learning_rate, batch_size, 0.0, sampling)
     _decay("alpha", alpha)
     rate = (1 - alpha) / setting.learning_rate**2
     return RMSProp(place, setting, setting.learning_rate**2, "rmsprop", rate, eps)
@@ -201,7 +201,7 @@ def adam(
     eps: float = 1e-8, *, sampling: Sampling | None = None,
 ) -> Adam:  # fmt: skip
     """Adam as a diffusion in time t = k eta^2, moments from 0 with their bias corrections; noise must dominate."""
-    place, setting = _placed(landscape, learning_rate, batch_size, 0.0, sampling)
+    place, setting = placed(landscape, learning_rate, batch_size, 0.0, sampling)
     for name, beta in zip(("betas[0]", "betas[1]"), betas, strict=True):
         _decay(name, beta)
     rates = ((1 - betas[0]) / setting.learning_rate**2, (1 - betas[1]) / setting.learning_rate**2)
@@ -213,16 +213,6 @@ def variances(landscape: Landscape, w: Tensor) -> Tensor:
     if isinstance(landscape, Network):
         return landscape.variances(w)
     return landscape.covariance(w).diagonal(dim1=1, dim2=2)
-
-
-def _placed(
-    landscape: Landscape | Problem, learning_rate: float, batch_size: int, momentum: float, sampling: Sampling | None
-) -> tuple[Landscape, Setting]:
-    place = Network(landscape) if isinstance(landscape, Problem) else landscape
-    n = place.problem.n if isinstance(place, Network) else None
-    if n is None and sampling is not None:
-        raise InputError(f"sampling={sampling!r}: a landscape of functions has no samples to draw; leave it out")
-    return place, Setting.of(learning_rate, batch_size, momentum, sampling, n)
 
 
 def _decay(name: str, value: float) -> None:

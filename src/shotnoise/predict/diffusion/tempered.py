@@ -21,15 +21,20 @@ from shotnoise import results
 from shotnoise.errors import InputError
 from shotnoise.predict.diffusion.landscape import Landscape, derivative_along
 from shotnoise.predict.diffusion.linear import FIRST, Minimum
+from shotnoise.predict.diffusion.network import placed
 from shotnoise.predict.diffusion.ornstein_uhlenbeck import MATRIX, require_stationary
 from shotnoise.predict.diffusion.settings import Array, Setting, matrices
 from shotnoise.predict.stationary.arguments import numbers
+from shotnoise.problem import Problem
 from shotnoise.sampling import Sampling
 
 DENSITIES = ("ito", "stratonovich", "hanggi-klimontovich", "tempered posterior", "printed, eq. 28", "printed, eq. 29")
 
 
-def tempered_posterior(landscape: Landscape, learning_rate: float, batch_size: int, grid: ArrayLike) -> xr.Dataset:
+def tempered_posterior(
+    landscape: Landscape | Problem, learning_rate: float, batch_size: int, grid: ArrayLike,
+    *, sampling: Sampling | None = None,
+) -> xr.Dataset:  # fmt: skip
     """The densities of one weight on a rising grid, each normalised there, by quadrature in the logarithmic domain.
 
     landscape: of one weight with Sigma > 0. Returns by `theory` (see the head of this file; "ito" is SGD's diffusion)
@@ -43,13 +48,13 @@ def tempered_posterior(landscape: Landscape, learning_rate: float, batch_size: i
     [0.08333, 0.08696, 0.09091]
     """
     x = numbers("grid", grid)
-    if landscape.dimension != 1 or x.ndim != 1 or len(x) < 5 or not (np.diff(x) > 0).all():
+    land, setting = placed(landscape, learning_rate, batch_size, 0.0, sampling)
+    if land.dimension != 1 or x.ndim != 1 or len(x) < 5 or not (np.diff(x) > 0).all():
         raise InputError(
             "one weight, and a rising grid of at least five places, are needed; see `FokkerPlanck` for two"
         )
-    setting = Setting.of(learning_rate, batch_size, 0.0, None, None)
-    slope, sigma = _at(landscape, x)
-    middle_slope, middle_sigma = _at(landscape, (x[1:] + x[:-1]) / 2)
+    slope, sigma = _at(land, x)
+    middle_slope, middle_sigma = _at(land, (x[1:] + x[:-1]) / 2)
     if not (min(sigma.min(), middle_sigma.min()) > 0):
         raise InputError(
             f"the covariance is {sigma.min():.3g} at weight {x[sigma.argmin()]:.4g}: without noise there is no density"
@@ -64,7 +69,7 @@ def tempered_posterior(landscape: Landscape, learning_rate: float, batch_size: i
     loss = integral(slope, middle_slope)
     potential = 2 / setting.epsilon * integral(slope / sigma, middle_slope / middle_sigma)
     s = sigma[loss.argmin()]
-    inverse = batch_size / learning_rate
+    inverse = batch_size / learning_rate  # as printed, whatever the sampling
     logs = np.array([
         -potential - np.log(sigma),
         -potential - np.log(sigma) / 2,
@@ -87,14 +92,13 @@ def tempered_posterior(landscape: Landscape, learning_rate: float, batch_size: i
 
 
 def detailed_balance(
-    landscape: Landscape, learning_rate: float, batch_size: int, points: ArrayLike, *, tolerance: float = 1e-6
+    landscape: Landscape | Problem, learning_rate: float, batch_size: int, points: ArrayLike, *, tolerance: float = 1e-6
 ) -> xr.Dataset:
     """Is there a density without current? The Jacobian of Sigma^-1 (2/eps grad L + div Sigma) must be symmetric.
 
     points: weights (m, d), at which it is asked. Returns `asymmetry` (point), the Frobenius norm of the antisymmetric
     part of the Jacobian over that of the whole, and `reversible`, whether it is below `tolerance` at all of them:
-    necessary and, where the points stand for a region without holes, sufficient. Derivatives by central differences and
-    autograd.
+    necessary and, where the points stand for a region without holes, sufficient. Derivatives by central differences.
 
     >>> h, c = [[2.0, 0.5], [0.5, 1.0]], [[1.0, -0.3], [-0.3, 0.6]]
     >>> from shotnoise.predict.diffusion.landscape import Quadratic
@@ -102,15 +106,15 @@ def detailed_balance(
     [False, True]
     """
     w = torch.from_numpy(np.atleast_2d(numbers("points", points)))
-    d = landscape.dimension
+    land, setting = placed(landscape, learning_rate, batch_size, 0.0, None)
+    d, epsilon = land.dimension, setting.epsilon
     if w.shape[1] != d:
         raise InputError(f"points: {d} weights each are needed; got an array {tuple(w.shape)}")
-    epsilon = Setting.of(learning_rate, batch_size, 0.0, None, None).epsilon
     asymmetry = []
     for point in w:
         step = 1e-4 * max(1.0, float(point.abs().max()))
         shifted = torch.cat([point + step * torch.eye(d), point - step * torch.eye(d)])
-        b = _field(landscape, shifted.double(), epsilon)
+        b = _field(land, shifted.double(), epsilon)
         jacobian = ((b[:d] - b[d:]) / (2 * step)).numpy()
         size = np.linalg.norm(jacobian)
         asymmetry.append(float(np.linalg.norm(jacobian - jacobian.T) / 2 / size) if size else 0.0)

@@ -120,13 +120,9 @@ def linear_model(network: Network) -> LinearModel | None:
     problem = network.problem
     if problem.loss_name != "mse" or network.dimension > MOST:
         return None
-    inputs, targets = network._evaluation.place(problem.samples.batch(torch.arange(problem.n)))
+    outputs, targets = network.everything()
     if targets.numel() != problem.n:
         return None
-
-    def outputs(vector: torch.Tensor) -> torch.Tensor:
-        return network._evaluation.outputs(inputs, network._named(vector)).reshape(-1)
-
     at = network.start[0]
     with torch.enable_grad():
         features = torch.autograd.functional.jacobian(outputs, at)

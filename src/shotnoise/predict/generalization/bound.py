@@ -88,9 +88,7 @@ def pac_bayes(
     own = problem.replica()
     centre = _vector("weights", weights, own)
     if weights is not None:
-        with torch.no_grad():
-            for name, value in own.unflatten(torch.as_tensor(centre, dtype=own.dtype, device=own.device)).items():
-                own.parameters[name].copy_(value)
+        own.place(centre)
     start = _broadcast("initial_weights", initial_weights, p)
     std = prior_deviations(own, prior_std)
     taus = [1.0, float(n)] if curvature_scales is None else list(curvature_scales)

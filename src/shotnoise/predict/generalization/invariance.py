@@ -102,9 +102,7 @@ def scale_invariance(
 
 def _at(problem: Problem, weights: Array) -> Problem:
     own = problem.replica()
-    with torch.no_grad():
-        for name, value in own.unflatten(torch.as_tensor(weights, dtype=own.dtype, device=own.device)).items():
-            own.parameters[name].copy_(value)
+    own.place(weights)
     return own
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from shotnoise.evaluation import Evaluation, gradient, quiet
 from shotnoise.measure.moments import of_all
 from shotnoise.per_sample.finite import require_losses, require_sums
-from shotnoise.predict.propagation.path import Path, Row, estimated, place
+from shotnoise.predict.propagation.path import Path, Row, estimated
 from shotnoise.problem import Problem
 from shotnoise.samples import Batch, Samples, tree_map
 
@@ -90,7 +90,7 @@ class Amplitudes:
     def _gradients(self, weights: Tensor, extra: Tensor) -> tuple[Tensor, Tensor]:
         """Of the loss, and of the loss with extra (n,) added to the samples' weights 1/n."""
         problem = self.problem
-        place(problem, weights)
+        problem.place(weights)
         total, added = torch.zeros_like(weights), torch.zeros_like(weights)
         with quiet():
             evaluation = Evaluation(problem.model, problem.loss_spec)
@@ -105,7 +105,7 @@ class Amplitudes:
         return total, total + added
 
     def _noise(self, weights: Tensor) -> Any:
-        place(self.problem, weights)
+        self.problem.place(weights)
         return of_all(self.problem).noise_trace
 
 

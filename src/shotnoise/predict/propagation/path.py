@@ -40,7 +40,7 @@ class Path:
             start = np.asarray(w0, np.float64)
             if start.shape != (problem.parameter_count,) or not np.isfinite(start).all():
                 raise InputError(f"w0: {problem.parameter_count} finite numbers are needed; got an array {start.shape}")
-            place(own, torch.as_tensor(start, dtype=problem.dtype, device=problem.device))
+            own.place(start)
         number = {name: k for k, names in enumerate(own.layers.values()) for name in names}
         layers = [np.full(p.numel(), number[name]) for name, p in own.parameters.items()]
         return cls(own, own.flatten(own.gradient()), np.concatenate(layers), population)
@@ -50,7 +50,7 @@ class Path:
         return self.problem.flatten(self.problem.parameters).detach().clone()
 
     def move(self, rate: float) -> None:
-        place(self.problem, self.weights - rate * self.gradient)
+        self.problem.place(self.weights - rate * self.gradient)
         self.gradient = self.problem.flatten(self.problem.gradient())
 
     def by_layer(self, values: Tensor) -> Array:
@@ -111,13 +111,6 @@ class Path:
     def _centred(self, problem: Problem, indices: Tensor | None) -> Tensor:
         named = problem.per_sample_gradients(indices)
         return torch.cat([named[name].flatten(1) for name in problem.parameters], 1) - self.gradient
-
-
-def place(problem: Problem, weights: Tensor) -> None:
-    """Give the problem's model these weights (p,)."""
-    with torch.no_grad():
-        for name, value in problem.unflatten(weights).items():
-            problem.parameters[name].copy_(value)
 
 
 def estimated(draws: Array) -> tuple[Array, Array]:

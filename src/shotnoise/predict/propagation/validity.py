@@ -5,7 +5,7 @@ from torch import Tensor
 
 from shotnoise.errors import NonFiniteError
 from shotnoise.predict.propagation.first_order import Spread
-from shotnoise.predict.propagation.path import Array, Path, place
+from shotnoise.predict.propagation.path import Array, Path
 
 LOOKS = 8  # pairs of displaced weights
 SMALL = 0.1  # next order up to which the law counts as valid
@@ -35,7 +35,7 @@ def displaced(path: Path, spread: Spread, kappas: Array, leading: float, seed: i
             shaken = kappa * (np.mean([trace for trace, _ in moved]) - noise)
             bent = np.mean([float((g - path.gradient).double().square().sum()) for _, g in moved])
             changes[i, j] = (shaken + bent - kappa * linear[j]) / (kappa * leading) if kappa else 0.0
-    place(path.problem, here)
+    path.problem.place(here)
     finite = np.isfinite(changes).all(1)
     error = np.full_like(kappas, np.inf)
     error[finite] = changes[finite].std(1, ddof=1) / np.sqrt(changes.shape[1])
@@ -43,7 +43,7 @@ def displaced(path: Path, spread: Spread, kappas: Array, leading: float, seed: i
 
 
 def _at(path: Path, weights: Tensor, seed: int) -> tuple[float, Tensor]:
-    place(path.problem, weights)
+    path.problem.place(weights)
     gradient = path.problem.flatten(path.problem.gradient())
     return _noise(path, gradient, seed), gradient
 
