@@ -7,7 +7,7 @@ import xarray as xr
 import shotnoise as sn
 from shotnoise.errors import DataError, InputError
 from shotnoise.reproduce import HESSIAN_SGD, hessian_sgd
-from shotnoise.reproduce.hessian_sgd import changes, dynamics, layers, spectra, subspaces
+from shotnoise.reproduce.hessian_sgd import changes, dynamics, images, layers, spectra, subspaces
 from shotnoise.reproduce.hessian_sgd import settings as settings_module
 from shotnoise.reproduce.hessian_sgd import workshop as workshop_module
 from shotnoise.reproduce.hessian_sgd.dynamics import path_claims
@@ -63,6 +63,15 @@ def test_figures_end_with_claims(figure, folder):
 @pytest.mark.parametrize("figure", sorted(set(HESSIAN_SGD) - IMAGES - set(ONE_EACH)))
 def test_the_other_figures_end_with_claims(figure, folder):
     assert hessian_sgd(folder, figure, workers=1).sentences
+
+
+@pytest.mark.parametrize("figure", sorted(IMAGES))
+def test_figures_of_images(figure, folder, monkeypatch):
+    made = sn.datasets.load("gauss-10", n=60, dimension=16)
+    monkeypatch.setattr(images, "load", lambda name, data_dir: made)
+    monkeypatch.setattr(images, "WIDTH", {"mnist": 6, "cifar10": 6})
+    found = hessian_sgd(folder, figure, workers=1)
+    assert found.sentences and all("hidden layers" in sentence for sentence in found.sentences)
 
 
 def test_runs_are_kept(folder, monkeypatch):

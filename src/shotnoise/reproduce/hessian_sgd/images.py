@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from shotnoise import results, simulate
 from shotnoise.datasets import load
 from shotnoise.measure import Curvature
-from shotnoise.measure.spectra import subspaces
 from shotnoise.problem import Problem
 from shotnoise.reproduce.hessian_sgd.dynamics import dynamics_drawn
 from shotnoise.reproduce.hessian_sgd.made import claim, summarised
@@ -94,11 +93,12 @@ def _look(part: Problem, weights: torch.Tensor) -> dict[str, NDArray[np.float64]
     top, other = hessian.top(LEADING, TOLERANCE), moment.top(LEADING)
     U, V = top.vectors, other.vectors
     good = top.converged.all() and other.converged.all()
-    overlaps = [subspaces.principal_angles(U[:, :d], V[:, :d]).overlap for d in range(1, LEADING + 1)]
+    W = U.T @ V
+    overlaps = (W**2).cumsum(0).cumsum(1).diagonal() / np.arange(1, LEADING + 1)  # of the leading d, for all d at once
     return {
         "hessian_eigenvalues": np.where(top.converged, top.values, np.nan),
         "second_moment_eigenvalues": np.where(other.converged, other.values, np.nan),
-        "principal_angle_cosines": np.where(good, subspaces.principal_angles(U, V).cosines, np.nan),
+        "principal_angle_cosines": np.where(good, np.clip(np.linalg.svd(W, compute_uv=False), 0, 1), np.nan),
         "subspace_overlap": np.where(good, overlaps, np.nan),
         "hessian_frobenius_norm": np.array(Curvature.frobenius_norm(hessian, PROBES).value),
         "second_moment_frobenius_norm": np.array(np.linalg.norm(moment.gram) / part.n),
