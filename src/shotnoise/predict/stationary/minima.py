@@ -18,13 +18,12 @@ from functools import cached_property
 import numpy as np
 import torch
 import xarray as xr
-from numpy.typing import ArrayLike
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor
 
 from shotnoise import results
 from shotnoise.errors import InputError
 from shotnoise.evaluation import Evaluation, gradient, quiet
+from shotnoise.measure.curvature import Hessian
 from shotnoise.named import Named, dot
 from shotnoise.per_sample.explicit import elementary_kernels
 from shotnoise.predict.linear_regression.stability import DIVERGES, STATIONARY
@@ -36,6 +35,7 @@ from shotnoise.sampling import CyclicEpochs, ReshuffledEpochs, Sampling, Without
 
 ALL_MODES = 500  # parameters up to which the whole Hessian is taken by default
 LEADING = 20  # modes of a larger model by default
+MOST = 1000  # Hessian-vector products per mode
 SETTLED = 0.05  # of the loss: what a Newton step may still gain at what counts as a minimum
 VANISHING = 1e-8  # of the loss of predicting zero: below it the data are interpolated
 GOOD, ROUGH = 0.1, 0.3  # errors of the rule
@@ -204,29 +204,21 @@ class _Local:
 
 def _curvature(problem: Problem, modes: int | None, flat: float) -> tuple[Array, Array]:
     """The curved eigenvalues (r,) and eigenvectors (p, r) of the Hessian, penalty included."""
-    p = problem.parameter_count
-
-    def product(vector: ArrayLike) -> Array:
-        tensor = torch.as_tensor(np.asarray(vector).reshape(-1), dtype=problem.dtype, device=problem.device)
-        found = problem.flatten(problem.hessian_vector_product(problem.unflatten(tensor)))
-        return np.asarray(found.double().cpu().numpy())
-
+    p, operator = problem.parameter_count, Hessian(problem, checked=False)
     wanted = (p if p <= ALL_MODES else LEADING) if modes is None else modes
     if not 1 <= wanted <= p:
         raise InputError(f"modes={modes}: from 1 to the {p} parameters of the model")
     if wanted == p:
-        H = np.array([product(row) for row in np.eye(p)])
-        values, vectors = np.linalg.eigh((H + H.T) / 2)
+        values, vectors = np.linalg.eigh(operator.to_dense())
         lowest = float(values[0])
     else:
-        start = np.random.default_rng(0).normal(size=p)
-        operator = LinearOperator((p, p), matvec=product, dtype=np.float64)
         tolerance = 1e-8 if problem.dtype == torch.float64 else 1e-4
-        try:
-            values, vectors = eigsh(operator, k=wanted, which="LA", v0=start, tol=tolerance)
-            lowest = float(eigsh(operator, k=1, which="SA", v0=start, return_eigenvectors=False, tol=1e-2)[0])
-        except ArpackNoConvergence as error:
-            raise InputError(f"the modes of the Hessian did not converge ({error}); ask for fewer") from error
+        found = operator.top(wanted, tolerance, most=MOST * wanted)
+        least = operator.top(1, end="smallest", most=MOST)
+        if not (found.converged.all() and least.converged.all()):
+            worst = max(found.residuals.max(), least.residuals.max())
+            raise InputError(f"the modes of the Hessian did not converge (residual {worst:.2g}); ask for fewer")
+        values, vectors, lowest = found.values[::-1], found.vectors[:, ::-1], float(least.values[0])
     if lowest < -flat * values[-1]:
         raise InputError(
             f"the Hessian has the negative curvature {lowest:.3g} (largest: {values[-1]:.3g}): this is no minimum; "
