@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import shotnoise as sn
+from shotnoise.measure.curvature import extreme
 
 WITH = sn.sampling.WithReplacement()
 LINES = [
@@ -93,6 +94,12 @@ def test_curvatures_of_samples_by_differences():
     np.testing.assert_allclose(_curvatures(problem, v), expected, rtol=1e-4, atol=1e-5)
     line = regression()
     np.testing.assert_allclose(_curvatures(line, np.eye(3)[0]), line.samples.batch(torch.arange(12))[0][:, 0] ** 2)
+
+
+def test_a_curvature_that_did_not_converge_is_refused_with_its_residual(monkeypatch):
+    monkeypatch.setattr("shotnoise.advice.extreme", lambda *_, **options: extreme(*_, **options, most=3))
+    with pytest.raises(sn.InputError, match=r"did not converge: \S+ or more, with a residual of"):
+        sn.advise(classes(), 0.1, 8)
 
 
 def test_beyond_the_limit_runs_diverge_and_below_they_do_not():

@@ -3,6 +3,7 @@
 import copy
 import io
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -234,6 +235,29 @@ def test_lanczos_on_the_hessian_finds_the_largest_eigenvalue():
         train(model, optimizer, [batch])
         seen.append(optimizer.report()[0]["smoothness"])
     assert len(set(seen)) == 3 and seen[0] == seen[3] != seen[4] == seen[7] != seen[8]
+
+
+def test_a_look_at_the_hessian_is_on_samples_drawn_for_its_step():
+    problem = sn.Problem(classifier(), "cross_entropy", *data())
+    seen = HessianNorm(problem, samples=5, safety=2.0, seed=3)
+    assert seen.at(7) == seen.at(7) != seen.at(8)
+    drawn = torch.as_tensor(np.random.default_rng([3, 7]).choice(problem.n, 5, replace=False))
+    H = sn.measure.curvature.hessian(problem.on(*problem.samples.batch(drawn))).to_dense()
+    assert seen.at(7) == pytest.approx(2 * np.abs(np.linalg.eigvalsh(H)).max(), rel=0.01)
+
+
+def test_close_eigenvalues_take_more_products_and_too_few_are_told(monkeypatch):
+    """300 directions alike: 12 products do not tell them apart to 1 %, 120 do."""
+    torch.manual_seed(0)
+    x = torch.randn(900, 300, dtype=torch.float64)
+    problem = sn.Problem(torch.nn.Linear(300, 1, bias=False).double(), "mse", x, x[:, :1])
+    largest = float(np.linalg.eigvalsh(x.T.numpy() @ x.numpy() / 900)[-1])
+    operator = sn.measure.curvature.hessian(problem)
+    assert not sn.measure.curvature.extreme(operator, modulus=True, tolerance=1e-2, most=12).converged
+    assert HessianNorm(problem, None, safety=1.0, iterations=12).at(0) == pytest.approx(largest, rel=0.01)
+    monkeypatch.setattr("shotnoise.optim.smoothness.PATIENCE", 1)
+    with pytest.raises(sn.InputError, match=r"no eigenvalue of the Hessian with iterations=12 \(residual .*allow more"):
+        HessianNorm(problem, None, iterations=12).at(0)
 
 
 def test_the_secant_is_the_curvature_along_the_step_and_leaves_no_trace():

@@ -173,6 +173,24 @@ def test_leading_modes_alone_are_the_same():
     assert part.attrs["modes"] == 3
 
 
+@pytest.mark.parametrize("modes", [10, 20])
+def test_every_copy_of_a_repeated_curvature_is_there(modes):
+    """A network that the penalty holds at zero: l2 + ||(1/n) sum_i y_i x_i|| once for each of the 15 hidden units,
+    1 + l2 for the last bias, then l2. A Krylov space that is not asked again sees each of them once."""
+    torch.manual_seed(0)
+    x, y = torch.randn(60, 12, dtype=torch.float64), torch.randn(60, 1, dtype=torch.float64)
+    model = nn.Sequential(nn.Linear(12, 15), nn.Tanh(), nn.Linear(15, 1)).double()
+    y = 0.5 * x[:, :1] + y
+    y = y - y.mean()
+    problem = sn.Problem(model, "mse", x, y, l2=2.0)
+    problem.place(torch.zeros(problem.parameter_count))
+    slope = (x * y).mean(0).norm().item()
+    assert 1 < slope < 2
+    expected = ([2 + slope] * 15 + [3.0] + [2.0] * 4)[:modes]
+    found = st.minimum(problem, 0.05, 8, modes=modes)["mode_curvature"].values
+    np.testing.assert_allclose(np.sort(found)[::-1], expected, rtol=1e-8)
+
+
 def test_large_models_in_single_precision():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(20, 30), nn.Tanh(), nn.Linear(30, 1))

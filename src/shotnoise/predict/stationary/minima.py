@@ -35,6 +35,7 @@ from shotnoise.sampling import CyclicEpochs, ReshuffledEpochs, Sampling, Without
 
 ALL_MODES = 500  # parameters up to which the whole Hessian is taken by default
 LEADING = 20  # modes of a larger model by default
+MOST = 1000  # Hessian-vector products per mode
 SETTLED = 0.05  # of the loss: what a Newton step may still gain at what counts as a minimum
 VANISHING = 1e-8  # of the loss of predicting zero: below it the data are interpolated
 GOOD, ROUGH = 0.1, 0.3  # errors of the rule
@@ -203,23 +204,21 @@ class _Local:
 
 def _curvature(problem: Problem, modes: int | None, flat: float) -> tuple[Array, Array]:
     """The curved eigenvalues (r,) and eigenvectors (p, r) of the Hessian, penalty included."""
-    p, hessian = problem.parameter_count, Hessian(problem)
+    p, operator = problem.parameter_count, Hessian(problem, trial=False)
     wanted = (p if p <= ALL_MODES else LEADING) if modes is None else modes
     if not 1 <= wanted <= p:
         raise InputError(f"modes={modes}: from 1 to the {p} parameters of the model")
     if wanted == p:
-        values, vectors = np.linalg.eigh(hessian.to_dense())
+        values, vectors = np.linalg.eigh(operator.to_dense())
         lowest = float(values[0])
     else:
         tolerance = 1e-8 if problem.dtype == torch.float64 else 1e-4
-        pairs = hessian.top(wanted, tolerance)
-        if not pairs.converged.all():
-            raise InputError(
-                f"{int((~pairs.converged).sum())} of {wanted} modes of the Hessian did not converge to {tolerance:g} "
-                f"(relative residuals up to {float(pairs.residuals.max() / pairs.values[0]):.1g}); ask for fewer"
-            )
-        values, vectors = pairs.values[::-1], pairs.vectors[:, ::-1]
-        lowest = float(hessian.top(1, 1e-2, end="smallest").values[0])
+        found = operator.top(wanted, tolerance, most=MOST * wanted)
+        least = operator.top(1, end="smallest", most=MOST)
+        if not (found.converged.all() and least.converged.all()):
+            worst = max(found.residuals.max(), least.residuals.max())
+            raise InputError(f"the modes of the Hessian did not converge (residual {worst:.2g}); ask for fewer")
+        values, vectors, lowest = found.values[::-1], found.vectors[:, ::-1], float(least.values[0])
     if lowest < -flat * values[-1]:
         raise InputError(
             f"the Hessian has the negative curvature {lowest:.3g} (largest: {values[-1]:.3g}): this is no minimum; "
