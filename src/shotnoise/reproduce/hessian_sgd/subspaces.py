@@ -140,7 +140,7 @@ def _sines(shop: Workshop, figure: str, chosen: list[Setting]) -> Reproduction:
             _median_bound(some),
         ])  # fmt: skip
         claims += _sine_claims(some, setting)
-    drawn = show.grid(rows, "step $t$", [f"$s$ = {s}" for s in BOUNDED], ["95 % interval"])
+    drawn = show.grid(rows, "step $t$", [f"$s$ = {s}" for s in BOUNDED], ["95 % interval (left),\nquartiles (right)"])
     words = (
         "Left: sine of the angle between eigenvector s of the Hessian and of the second moment, mean over runs. Right: "
         "the bound on the distance of the leading s dimensions, median over runs; it says something below sqrt(s)."
