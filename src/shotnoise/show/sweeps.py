@@ -19,6 +19,7 @@ NAMES = {
     "continuous-hessian": "continuous time, Hessian as noise",
     "additive-discrete": "discrete time, additive noise",
 }
+FEW = 8  # places along a curve that are named themselves
 DASHES = ("-", "--", ":", "-.")
 
 
@@ -87,8 +88,8 @@ def _panel(axes: Axes, panel: Panel) -> None:
         axes.set_yscale("log")
     if "x" in panel.logarithmic:
         axes.set_xscale("log")
-        if panel.runs is not None or panel.errors is not None:
-            marked = panel.curves if panel.runs is None else panel.runs
+        marked = panel.curves if panel.runs is None else panel.runs
+        if panel.runs is not None or panel.errors is not None or marked.sizes[axis] <= FEW:
             place_ticks(axes, [float(x) for x in marked[axis].values])
     if panel.highest is not None:
         axes.set_ylim(None if "y" in panel.logarithmic else 0, panel.highest)
