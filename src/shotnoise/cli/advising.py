@@ -7,11 +7,11 @@ import typer
 import xarray as xr
 from rich.text import Text
 
-from shotnoise import results, show
+from shotnoise import show
 from shotnoise.advice import advise as advise_on
-from shotnoise.cli.common import ERR, OUT, print_table, scheme, tell
+from shotnoise.cli.common import ERR, OUT, print_table, scheme
 from shotnoise.cli.measuring import problem_from
-from shotnoise.files import check_writable, write_atomically
+from shotnoise.cli.outputs import Machine, Outputs, Store
 from shotnoise.sampling import SCHEMES
 from shotnoise.show.advice import advice_sheet
 
@@ -31,29 +31,24 @@ def advise(
     ] = "without-replacement",
     samples: Annotated[int | None, typer.Option(help="Spend only so many samples on the noise.")] = None,
     seed: Annotated[int, typer.Option(help="Of weights and chosen samples.")] = 0,
-    json: Annotated[Path | None, typer.Option(help="Write the result for machines (JSON).")] = None,
-    save: Annotated[Path | None, typer.Option(help="Write the result as a Zarr store (folder or .zip).")] = None,
+    json: Machine = None,
+    save: Store = None,
 ) -> None:
     """How large the learning rate may be, when a larger batch stops paying, and what scaling both would do: why."""
-    for path in (json, save):
-        if path is not None and not (path is save and path.is_dir()):
-            check_writable(path)
+    outputs = Outputs(json, save)
     subject = problem_from(problem, data, model, data_dir, target, l2, seed)
     with show.progress(ERR):
         found = advise_on(
             subject, learning_rate, batch_size, momentum=momentum, sampling=scheme(sampling), samples=samples, seed=seed
         )
-    _deliver(found, json, save)
+    _deliver(found, outputs)
 
 
-def _deliver(found: xr.Dataset, json: Path | None, save: Path | None) -> None:
+def _deliver(found: xr.Dataset, outputs: Outputs) -> None:
     print_table(show.set_for_terminal(advice_sheet(found)))
     for k in range(found.sizes["advice"]):
         words = {name: str(found[name].values[k]) for name in ("sentence", "formula", "assumptions", "certainty")}
         OUT.print(Text(f"• {words['sentence']}"))
         reasons = [f"{name}: {words[name]}" for name in ("formula", "assumptions", "certainty") if words[name]]
         OUT.print(Text(f"  {'; '.join(reasons)}", style="dim"))
-    if json is not None:
-        tell(ERR, f"wrote {write_atomically(json, results.to_json(found))}")
-    if save is not None:
-        tell(ERR, f"wrote {results.save(found, save)}")
+    outputs.write(found)

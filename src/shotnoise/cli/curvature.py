@@ -12,9 +12,8 @@ from rich.text import Text
 from shotnoise import results, show
 from shotnoise.cli.common import ERR, OUT, print_table, tell, warnings_as_lines, whole_numbers
 from shotnoise.cli.measuring import problem_from
+from shotnoise.cli.outputs import Drawing, Machine, Outputs, Page, Store
 from shotnoise.errors import InputError, NonFiniteError
-from shotnoise.files import check_writable, write_atomically
-from shotnoise.losses import NAMED
 from shotnoise.measure import Curvature
 from shotnoise.problem import Problem
 from shotnoise.sampling import ReshuffledEpochs
@@ -39,15 +38,13 @@ def curvature(
     learning_rate: Annotated[float, typer.Option(help="Of SGD between the looks.")] = 0.1,
     train_batch_size: Annotated[int, typer.Option(help="Of SGD between the looks.")] = 64,
     seed: Annotated[int, typer.Option(help="Of weights, batches, chosen samples and random vectors.")] = 0,
-    report: Annotated[Path | None, typer.Option(help="Write a page for people (HTML).")] = None,
-    figure: Annotated[Path | None, typer.Option(help="Write the figure (.svg, .pdf or .png).")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the result for machines (JSON).")] = None,
-    save: Annotated[Path | None, typer.Option(help="Write the result as a Zarr store (folder or .zip).")] = None,
+    report: Page = None,
+    figure: Drawing = None,
+    json: Machine = None,
+    save: Store = None,
 ) -> None:
     """Leading eigenpairs of the Hessian and of the gradients' second moment, and how their eigenspaces lie."""
-    for path in (report, figure, json, save):
-        if path is not None and not (path is save and path.is_dir()):
-            check_writable(path)
+    outputs = Outputs(json, save, report, figure)
     steps = whole_numbers("--at", at)
     check_steps(steps)
     subject = problem_from(problem, data, model, data_dir, target, l2, seed)
@@ -58,7 +55,7 @@ def curvature(
     with show.progress(ERR) as bar, warnings_as_lines():
         try:
             for step in stops(subject, rule, steps, bar("training") if steps[-1] else None):
-                looked = subject if chosen is None else _part(subject, chosen)
+                looked = subject if chosen is None else subject.on(*subject.samples.batch(torch.from_numpy(chosen)))
                 one = Curvature()(looked, top, layers=layers, dense=dense, density=density, seed=seed)
                 found.append((step, one))
         except KeyboardInterrupt:
@@ -68,7 +65,7 @@ def curvature(
     if found:
         training = {"learning_rate": rule.learning_rate, "train_batch_size": rule.batch_size}
         whole = found[0][1] if steps == [0] else results.along_steps(found, training)
-        _deliver(whole, report=report, figure=figure, json=json, save=save)
+        _deliver(whole, outputs)
     if stopped:
         tell(ERR, f"{stopped}; {len(found)} of {len(steps)} looks were done and are kept", "bold red")
         raise typer.Exit(1)
@@ -82,29 +79,12 @@ def _indices(subject: Problem, samples: int | None, seed: int) -> np.ndarray | N
     return np.random.default_rng(seed).choice(subject.n, samples, replace=False)
 
 
-def _part(subject: Problem, chosen: np.ndarray) -> Problem:
-    """The same model and loss on some of the samples."""
-    inputs, targets = subject.samples.batch(torch.from_numpy(chosen))
-    loss = subject.loss_name if subject.loss_name in NAMED else subject.loss_spec.per_sample
-    return Problem(subject.model, loss, inputs, targets, subject.l2)
-
-
-def _deliver(
-    result: xr.Dataset, *, report: Path | None, figure: Path | None, json: Path | None, save: Path | None
-) -> None:
+def _deliver(result: xr.Dataset, outputs: Outputs) -> None:
     for sheet in (show.curvature_steps(result), show.curvature_sheet(result)):
         if sheet is not None:
             print_table(show.set_for_terminal(sheet))
     for sentence in show.curvature_sentences(result):
         OUT.print(Text(f"• {sentence}"))
-    written = []
-    if report is not None:
-        written.append(show.curvature_report(result, report))
-    if figure is not None:
-        written.append(show.save(show.curvature(result), figure))
-    if json is not None:
-        written.append(write_atomically(json, results.to_json(result)))
-    if save is not None:
-        written.append(results.save(result, save))
-    for path in written:
-        tell(ERR, f"wrote {path}")
+    outputs.write(
+        result, report=lambda path: show.curvature_report(result, path), figure=lambda: show.curvature(result)
+    )

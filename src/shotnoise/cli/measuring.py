@@ -11,10 +11,10 @@ from rich.text import Text
 
 from shotnoise import results, show
 from shotnoise.cli.common import ERR, OUT, scheme, whole_numbers
+from shotnoise.cli.outputs import Machine, Outputs, Page, Store
 from shotnoise.compare import Agreement, compare
 from shotnoise.errors import InputError, NonFiniteError
 from shotnoise.experiment import sources
-from shotnoise.files import check_writable, write_atomically
 from shotnoise.measure import measure as measure_noise
 from shotnoise.measure import observed as observe
 from shotnoise.measure.observed import check_draws
@@ -42,14 +42,12 @@ def measure(
     draws: Annotated[int, typer.Option(help="Check against so many real minibatches per batch size.")] = 0,
     top: Annotated[int, typer.Option(help="Add so many eigenvalues of the noise covariance.")] = 0,
     seed: Annotated[int, typer.Option(help="Of weights, batches and chosen samples.")] = 0,
-    report: Annotated[Path | None, typer.Option(help="Write a page for people (HTML).")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the result for machines (JSON).")] = None,
-    save: Annotated[Path | None, typer.Option(help="Write the result as a Zarr store (folder or .zip).")] = None,
+    report: Page = None,
+    json: Machine = None,
+    save: Store = None,
 ) -> None:
     """Measure how large the minibatch gradient noise is, where it sits, and what another batch size would give."""
-    for path in (report, json, save):
-        if path is not None and not (path is save and path.is_dir()):
-            check_writable(path)
+    outputs = Outputs(json, save, report)
     plan = Plan(
         batch_sizes=whole_numbers("--batch-sizes", batch_sizes),
         sampling=scheme(sampling),
@@ -65,7 +63,7 @@ def measure(
     found = Found([], [])
     stopped = _along_training(subject, plan, rule, steps, found)
     if found.measured:
-        _deliver(found.combined(steps, rule), report=report, json=json, save=save)
+        _deliver(found.combined(steps, rule), outputs)
     if stopped:
         ERR.print(Text(stopped, "bold red"))
         raise typer.Exit(1)
@@ -143,23 +141,13 @@ def _measure_here(
     found.measured.append((step, measured))
 
 
-def _deliver(
-    found: tuple[xr.Dataset, xr.Dataset | None], report: Path | None, json: Path | None, save: Path | None
-) -> None:
+def _deliver(found: tuple[xr.Dataset, xr.Dataset | None], outputs: Outputs) -> None:
     result, seen = found
     agreement: Agreement | None = None if seen is None else compare(result, seen)
     OUT.print(show.table(result, seen))
     for sentence in show.reading(result, seen, agreement):
         OUT.print(Text(f"• {sentence}"))
-    written = []
-    if report is not None:
-        written.append(show.report(result, report, seen, agreement))
-    if json is not None:
-        written.append(write_atomically(json, results.to_json(result)))
-    if save is not None:
-        written.append(results.save(result, save))
-    for path in written:
-        ERR.print(Text(f"wrote {path}"))
+    outputs.write(result, report=lambda path: show.report(result, path, seen, agreement))
 
 
 def problem_from(

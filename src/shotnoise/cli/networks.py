@@ -10,10 +10,10 @@ import numpy as np
 import typer
 from rich.text import Text
 
-from shotnoise import results, show
+from shotnoise import show
 from shotnoise.cli.common import ERR, OUT, print_table, tell, whole_numbers
+from shotnoise.cli.outputs import Drawing, Machine, Outputs, Page, Store
 from shotnoise.errors import InputError
-from shotnoise.files import check_writable, write_atomically
 from shotnoise.predict import networks as theory
 from shotnoise.predict.networks.tabulated import QUANTITIES
 
@@ -46,15 +46,13 @@ def networks(
     batch_sizes: Annotated[str, typer.Option(help="Where to evaluate it.")] = "1,2,4,8,16,32,64,128,256,512,1024",
     seconds: Annotated[float, typer.Option(help="Refuse what is predicted to take longer.")] = 600.0,
     seed: Annotated[int, typer.Option(help="Of the weights that --widths draws.")] = 0,
-    report: Annotated[Path | None, typer.Option(help="Write a page for people (HTML).")] = None,
-    figure: Annotated[Path | None, typer.Option(help="Write the figure (.svg, .pdf or .png).")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the result for machines (JSON).")] = None,
-    save: Annotated[Path | None, typer.Option(help="Write the result as a Zarr store (folder or .zip).")] = None,
+    report: Page = None,
+    figure: Drawing = None,
+    json: Machine = None,
+    save: Store = None,
 ) -> None:
     """The exact polynomial in 1/b of a deep linear or polynomially activated network on fresh Gaussian inputs."""
-    for path in (report, figure, json, save):
-        if path is not None and not (path is save and path.is_dir()):
-            check_writable(path)
+    outputs = Outputs(json, save, report, figure)
     if quantity not in QUANTITIES:
         raise InputError(f"--quantity {quantity!r}: one of {', '.join(QUANTITIES)}")
     sizes = whole_numbers("--batch-sizes", batch_sizes)
@@ -74,17 +72,11 @@ def networks(
     print_table(show.set_for_terminal(show.polynomial_sheet(predicted)))
     for sentence in show.polynomial_sentences(predicted):
         OUT.print(Text(f"• {sentence}"))
-    written = []
-    if report is not None:
-        written.append(show.polynomial_report(predicted, report))
-    if figure is not None:
-        written.append(show.save(show.polynomial(predicted), figure))
-    if json is not None:
-        written.append(write_atomically(json, results.to_json(predicted)))
-    if save is not None:
-        written.append(results.save(predicted, save))
-    for path in written:
-        tell(ERR, f"wrote {path}")
+    outputs.write(
+        predicted,
+        report=lambda path: show.polynomial_report(predicted, path),
+        figure=lambda: show.polynomial(predicted),
+    )
 
 
 def _with_progress(

@@ -1,6 +1,5 @@
 """`shotnoise predict ...`: what theory says before any training."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,13 +7,13 @@ import numpy as np
 import typer
 from rich.text import Text
 
-from shotnoise import results, show
-from shotnoise.cli.common import ERR, OUT, numbers, print_table, scheme, tell, warnings_as_lines, whole_numbers
+from shotnoise import show
+from shotnoise.cli.common import OUT, numbers, print_table, scheme, warnings_as_lines, whole_numbers
 from shotnoise.cli.networks import networks
+from shotnoise.cli.outputs import Drawing, Machine, Outputs, Page, Store
 from shotnoise.cli.propagation import propagation
 from shotnoise.errors import InputError
 from shotnoise.experiment import sources
-from shotnoise.files import check_writable, write_atomically
 from shotnoise.predict import batch_size_report, regression_stability
 from shotnoise.predict import regression as predict_regression
 from shotnoise.predict.diffusion import ornstein_uhlenbeck, rotation
@@ -54,15 +53,13 @@ def regression(
     initial: Annotated[str, typer.Option(help="First weights: zeros or normal (standard normal).")] = "zeros",
     seed: Annotated[int, typer.Option(help="Of normal first weights.")] = 0,
     loss_variance: Annotated[bool, typer.Option("--loss-variance", help="Also the variance of the loss.")] = False,
-    report: Annotated[Path | None, typer.Option(help="Write a page for people (HTML).")] = None,
-    figure: Annotated[Path | None, typer.Option(help="Write the figure (.svg, .pdf or .png).")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the result for machines (JSON).")] = None,
-    save: Annotated[Path | None, typer.Option(help="Write the result as a Zarr store (folder or .zip).")] = None,
+    report: Page = None,
+    figure: Drawing = None,
+    json: Machine = None,
+    save: Store = None,
 ) -> None:
     """Exact variances of SGD on a linear regression, at every step and for all batch sizes at once."""
-    for path in (report, figure, json, save):
-        if path is not None and not (path is save and path.is_dir()):
-            check_writable(path)
+    outputs = Outputs(json, save, report, figure)
     if initial not in INITIAL:
         raise InputError(f"--initial {initial!r}: one of {', '.join(INITIAL)}")
     x, y = _table(data, target, drop, raw, data_dir)
@@ -87,17 +84,11 @@ def regression(
     print_table(show.set_for_terminal(show.prediction_sheet(predicted, advice, limits)))
     for sentence in show.prediction_sentences(predicted, advice):
         OUT.print(Text(f"• {sentence}"))
-    written = []
-    if report is not None:
-        written.append(show.prediction_report(predicted, report, advice, limits))
-    if figure is not None:
-        written.append(show.save(show.prediction(predicted), figure))
-    if json is not None:
-        written.append(write_atomically(json, results.to_json(predicted)))
-    if save is not None:
-        written.append(results.save(predicted, save))
-    for path in written:
-        tell(ERR, f"wrote {path}")
+    outputs.write(
+        predicted,
+        report=lambda path: show.prediction_report(predicted, path, advice, limits),
+        figure=lambda: show.prediction(predicted),
+    )
 
 
 predict.command()(networks)
@@ -111,11 +102,8 @@ Rates = Annotated[str, typer.Option(help="One, several with commas, or low:high:
 Sizes = Annotated[str, typer.Option(help="Batch sizes.")]
 LabelVariance = Annotated[float, typer.Option(help="Variance of the noise on the labels.")]
 Momentum = Annotated[float, typer.Option(help="PyTorch's, at least 0 and below 1.")]
+Sweep = Annotated[Path | None, typer.Option(help="Write the figure (.svg, .pdf or .png); needs several rates.")]
 Target = Annotated[str | None, typer.Option(help="The weights to be learnt; default 1 in every direction.")]
-Page = Annotated[Path | None, typer.Option(help="Write a page for people (HTML).")]
-Drawing = Annotated[Path | None, typer.Option(help="Write the figure (.svg, .pdf or .png); needs several rates.")]
-Machine = Annotated[Path | None, typer.Option(help="Write the result for machines (JSON).")]
-Store = Annotated[Path | None, typer.Option(help="Write the result as a Zarr store (folder or .zip).")]
 
 
 @stationary.callback()
@@ -131,12 +119,12 @@ def label_noise(
     batch_size: Sizes = "1",
     momentum: Momentum = 0.0,
     report: Page = None,
-    figure: Drawing = None,
+    figure: Sweep = None,
     json: Machine = None,
     save: Store = None,
 ) -> None:
     """Linear regression whose labels are noisy."""
-    _settled(spectrum, learning_rate, batch_size, None, Outputs(report, figure, json, save),
+    _settled(spectrum, learning_rate, batch_size, None, Outputs(json, save, report, figure),
              label_variance=label_variance, momentum=momentum)  # fmt: skip
 
 
@@ -150,12 +138,12 @@ def input_noise(
     label_variance: LabelVariance = 0.0,
     momentum: Momentum = 0.0,
     report: Page = None,
-    figure: Drawing = None,
+    figure: Sweep = None,
     json: Machine = None,
     save: Store = None,
 ) -> None:
     """Linear regression whose inputs are noisy."""
-    _settled(spectrum, learning_rate, batch_size, target or "", Outputs(report, figure, json, save),
+    _settled(spectrum, learning_rate, batch_size, target or "", Outputs(json, save, report, figure),
              label_variance=label_variance, momentum=momentum,
              input_covariance=numbers("--noise-spectrum", noise_spectrum))  # fmt: skip
 
@@ -170,12 +158,12 @@ def weight_decay(
     label_variance: LabelVariance = 0.0,
     momentum: Momentum = 0.0,
     report: Page = None,
-    figure: Drawing = None,
+    figure: Sweep = None,
     json: Machine = None,
     save: Store = None,
 ) -> None:
     """Linear regression with weight decay, and the best decay for each setting if there is one setting."""
-    _settled(spectrum, learning_rate, batch_size, target or "", Outputs(report, figure, json, save),
+    _settled(spectrum, learning_rate, batch_size, target or "", Outputs(json, save, report, figure),
              label_variance=label_variance, momentum=momentum, l2=l2)  # fmt: skip
     rates, sizes = numbers("--learning-rate", learning_rate), whole_numbers("--batch-size", batch_size)
     if len(rates) == len(sizes) == 1:
@@ -197,21 +185,10 @@ def weight_decay(
         )
 
 
-@dataclass(frozen=True)
-class Outputs:
-    report: Path | None
-    figure: Path | None
-    json: Path | None
-    save: Path | None
-
-
 def _settled(
     spectrum: str, learning_rate: str, batch_size: str, target: str | None, outputs: Outputs, **options: Any
 ) -> None:
     """target: None where it does not matter, "" for ones."""
-    for path in (outputs.report, outputs.figure, outputs.json, outputs.save):
-        if path is not None and not (path is outputs.save and path.is_dir()):
-            check_writable(path)
     features = numbers("--spectrum", spectrum)
     if target is not None:
         options["target"] = numbers("--target", target) if target else [1.0] * len(features)
@@ -221,17 +198,7 @@ def _settled(
     print_table(show.set_for_terminal(show.stationary_sheet(state)))
     for sentence in show.stationary_sentences(state):
         OUT.print(Text(f"• {sentence}"))
-    written = []
-    if outputs.report is not None:
-        written.append(show.stationary_report(state, outputs.report))
-    if outputs.figure is not None:
-        written.append(show.save(show.stationary(state), outputs.figure))
-    if outputs.json is not None:
-        written.append(write_atomically(outputs.json, results.to_json(state)))
-    if outputs.save is not None:
-        written.append(results.save(state, outputs.save))
-    for path in written:
-        tell(ERR, f"wrote {path}")
+    outputs.write(state, report=lambda path: show.stationary_report(state, path), figure=lambda: show.stationary(state))
 
 
 @predict.command()
@@ -245,9 +212,7 @@ def diffusion(
     save: Store = None,
 ) -> None:
     """SGD near a minimum as a diffusion: covariance of the weights by each continuous model and the discrete one."""
-    for path in (json, save):
-        if path is not None and not (path is save and path.is_dir()):
-            check_writable(path)
+    outputs = Outputs(json, save)
     H, C = _matrix("--hessian", hessian), _matrix("--noise", noise)
     found = ornstein_uhlenbeck(H, C, learning_rate, batch_size, momentum)
     found.attrs |= {"hessian": hessian, "noise": noise}
@@ -255,10 +220,7 @@ def diffusion(
     turning = None if momentum or (found["status"] != "stationary").any() else rotation(H, C, learning_rate, batch_size)
     for sentence in show.diffusion_sentences(found, turning):
         OUT.print(Text(f"• {sentence}"))
-    if json is not None:
-        tell(ERR, f"wrote {write_atomically(json, results.to_json(found))}")
-    if save is not None:
-        tell(ERR, f"wrote {results.save(found, save)}")
+    outputs.write(found)
 
 
 def _matrix(option: str, text: str) -> np.ndarray:

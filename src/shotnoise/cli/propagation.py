@@ -6,10 +6,10 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from shotnoise import results, show
-from shotnoise.cli.common import ERR, OUT, print_table, scheme, tell, whole_numbers
+from shotnoise import show
+from shotnoise.cli.common import OUT, print_table, scheme, whole_numbers
 from shotnoise.cli.measuring import problem_from
-from shotnoise.files import check_writable, write_atomically
+from shotnoise.cli.outputs import Drawing, Machine, Outputs, Store
 from shotnoise.predict import batch_exponent
 from shotnoise.predict import propagation as law_of
 from shotnoise.schedules import InverseTime
@@ -31,14 +31,12 @@ def propagation(
     ] = (None),
     sampling: Annotated[str, typer.Option(help="with-replacement or without-replacement.")] = "with-replacement",
     seed: Annotated[int, typer.Option(help="Of weights and probes.")] = 0,
-    figure: Annotated[Path | None, typer.Option(help="Write the figure (.svg, .pdf or .png).")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the result for machines (JSON).")] = None,
-    save: Annotated[Path | None, typer.Option(help="Write the result as a Zarr store (folder or .zip).")] = None,
+    figure: Drawing = None,
+    json: Machine = None,
+    save: Store = None,
 ) -> None:
     """The variance of any model's gradient along a training, to first order in 1/b, before any stochastic step."""
-    for path in (figure, json, save):
-        if path is not None and not (path is save and path.is_dir()):
-            check_writable(path)
+    outputs = Outputs(json, save, figure=figure)
     subject = problem_from(problem, data, model, data_dir, target, l2, seed)
     sizes, rate = whole_numbers("--batch-sizes", batch_sizes), InverseTime(learning_rate, decay)
     law = law_of(subject, None, rate, steps, sizes, probes, sampling=scheme(sampling), seed=seed)
@@ -47,12 +45,4 @@ def propagation(
     exponent = batch_exponent(law.isel(step=-1)) if len(sizes) > 1 else None
     for sentence in show.propagation_sentences(law, exponent):
         OUT.print(Text(f"• {sentence}"))
-    written = []
-    if figure is not None:
-        written.append(show.save(show.prediction(law, lines="to first order"), figure))
-    if json is not None:
-        written.append(write_atomically(json, results.to_json(law)))
-    if save is not None:
-        written.append(results.save(law, save))
-    for path in written:
-        tell(ERR, f"wrote {path}")
+    outputs.write(law, figure=lambda: show.prediction(law, lines="to first order"))
