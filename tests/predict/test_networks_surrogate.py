@@ -122,6 +122,26 @@ def test_what_the_twin_of_the_teacher_answers_differently_is_needed(monkeypatch)
     assert violations() > 0
 
 
+@pytest.mark.parametrize("layer", [0, 1])
+def test_the_bound_is_reached_where_only_the_weights_differ(layer):
+    """A scalar linear network whose terms all have one sign: what a change of one weight does to both gradients."""
+    w, v, x, d = (
+        [np.array([[0.7]]), np.array([[1.3]])],
+        [np.array([[0.2]]), np.array([[0.1]])],
+        np.array([[[0.9]]]),
+        0.4,
+    )
+    smooth = Smooth.on(lambda z: z * 1.0, 10.0)
+    exact = replace(smooth.polynomial(1), off=0.0, off_slope=0.0)
+    smooth = replace(smooth, bend=0.0)
+    moved = [one + d * (k == layer) for k, one in enumerate(w)]
+    path = surrogate._Path.of(w, v, x, np.array([0.1]), *surrogate._exact(smooth))
+    apart = d * (np.arange(2) == layer)
+    bound = surrogate._step_bound(path.passes[0], v, x[0], apart, smooth, exact)
+    own, other = (by_autograd(one, v, x, 0.1, lambda z: z)[0] for one in (w, moved))
+    np.testing.assert_allclose(bound, [abs(float((b - a).item())) for a, b in zip(own, other, strict=True)], rtol=1e-6)
+
+
 @pytest.mark.parametrize("activation", ["tanh", "sigmoid", "softplus", "silu"])
 def test_the_error_falls_at_the_rate_of_the_nearest_singularity(activation):
     smooth = Smooth.on(activation, 6.56)

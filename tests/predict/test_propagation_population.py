@@ -7,6 +7,8 @@ from torch import nn
 
 import shotnoise as sn
 from shotnoise.errors import InputError
+from shotnoise.predict.propagation.path import Path
+from shotnoise.predict.propagation.validity import _at
 
 LIMIT = 4.5  # standard errors; below 1e-5 for one number
 RATE = 0.05
@@ -55,6 +57,31 @@ def test_what_the_noise_does_to_the_full_gradient(setting):
     law = sn.predict.propagation(population, None, RATE, 1, [1], probes=2000, seed=1).isel(step=1)
     name = "layer_full_gradient_variance_leading"
     assert (abs(law[name] - exact) < LIMIT * law[f"{name}_stderr"]).all()
+
+
+def test_the_noise_is_about_the_mean_at_the_weights_of_the_moment():
+    """A scalar network, where a third of E ||g||^2 is the mean's; where it stands, and displaced."""
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)).double()
+    with torch.no_grad():
+        for weight, value in zip(model.parameters(), (1.0, 2.0), strict=True):
+            weight.fill_(value)
+    path = Path.of(sn.TeacherStudent(model, torch.tensor([[0.5]], dtype=torch.float64)), None)
+
+    def exact(weights):
+        student = [[[w]] for w in weights]
+        found = [sn.predict.networks.gradient_variance_polynomial(student, [[0.5]], 1.0, 0, k) for k in range(2)]
+        return sum(float(p.coefficients[1]) for p in found)
+
+    for weights, stale in (((1.0, 2.0), False), ((1.5, 1.0), True)):
+        draws = np.array([
+            _at(path, torch.tensor(weights, dtype=torch.float64), seed)[0] for seed in range(60)
+        ])  # fmt: skip
+        mean, error = draws.mean(), draws.std(ddof=1) / np.sqrt(len(draws))
+        assert abs(mean - exact(weights)) < LIMIT * error
+        here = path.problem.flatten(path.problem.gradient()).square().sum()
+        at_start = path.gradient.square().sum()
+        shift = float(here - at_start) if stale else float(here)  # a mean of other weights, or none
+        assert abs(mean + shift - exact(weights)) > LIMIT * error
 
 
 def test_it_says_what_it_rests_on(setting):

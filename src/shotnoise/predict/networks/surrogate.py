@@ -153,37 +153,39 @@ def _forward(weights: list[Array], batch: Array, s: Any) -> tuple[list[Array], l
 
 
 def _bounds(own: _Path, V: list[Array], x: Array, rates: Array, smooth: Smooth, fit: Fit) -> list[list[float]]:
-    """The recursion of the theorem, sample by sample: what each difference can be at most, given the ones before it."""
-    s = _exact(smooth)[0]
-    apart = np.zeros(len(own.passes[0].weights))  # of the weights, spectral norm
+    """By step and layer, from weights that start alike; inf once the twin may leave the interval."""
+    apart = np.zeros(len(own.passes[0].weights))
     found = []
     for step, batch, rate in zip(own.passes, x, rates, strict=True):
-        if not np.isfinite(apart).all():
-            found.append([np.inf] * len(apart))
-            continue
-        norms = np.array([np.linalg.norm(W, 2) for W in step.weights])
-        h, z, inside = _forward_bounds(step.before, step.inputs, norms, apart, smooth, fit)
-        labels, label_inputs = _forward(V, batch, s)
-        size = np.array([np.linalg.norm(W, 2) for W in V])
-        h_labels, _, labels_inside = _forward_bounds(labels, label_inputs, size, np.zeros(len(V)), smooth, fit)
-        if not (inside and labels_inside):
-            apart = np.full(len(apart), np.inf)
-            found.append(apart.tolist())
-            continue
-        signal = h[-1] + h_labels[-1]
-        bound = np.empty(len(apart))
-        for k in range(len(apart) - 1, -1, -1):
-            each = signal * (_lengths(step.inputs[k]) + z[k]) + _lengths(step.signals[k]) * z[k]
-            bound[k] = each.mean()
-            if k:
-                slopes = np.abs(derivative(smooth.function, step.before[k - 1])).max(1)
-                off = fit.off_slope + smooth.bend * h[k - 1]
-                pulled = _lengths(step.signals[k] @ step.weights[k])
-                change = (norms[k] + apart[k]) * signal + apart[k] * _lengths(step.signals[k])
-                signal = (slopes + off) * change + off * pulled
+        bound = _step_bound(step, V, batch, apart, smooth, fit) if np.isfinite(apart).all() else apart
         found.append(bound.tolist())
-        apart = apart + rate * bound
+        apart = apart + rate * bound if np.isfinite(bound).all() else bound
     return found
+
+
+def _step_bound(step: _Pass, V: list[Array], batch: Array, apart: Array, smooth: Smooth, fit: Fit) -> Array:
+    """How far gradients can be apart, by layer, where the weights are so by `apart` at most (spectral norms).
+
+    The recursion of the theorem, sample by sample: what each difference can be at most, given the ones before it.
+    """
+    norms, size = (np.array([np.linalg.norm(W, 2) for W in weights]) for weights in (step.weights, V))
+    h, z, inside = _forward_bounds(step.before, step.inputs, norms, apart, smooth, fit)
+    labels, label_inputs = _forward(V, batch, _exact(smooth)[0])
+    h_labels, _, labels_inside = _forward_bounds(labels, label_inputs, size, np.zeros(len(V)), smooth, fit)
+    bound = np.full(len(apart), np.inf)
+    if not (inside and labels_inside):
+        return bound
+    signal = h[-1] + h_labels[-1]
+    for k in range(len(apart) - 1, -1, -1):
+        each = signal * (_lengths(step.inputs[k]) + z[k]) + _lengths(step.signals[k]) * z[k]
+        bound[k] = each.mean()
+        if k:
+            slopes = np.abs(derivative(smooth.function, step.before[k - 1])).max(1)
+            off = fit.off_slope + smooth.bend * h[k - 1]
+            pulled = _lengths(step.signals[k] @ step.weights[k])
+            change = (norms[k] + apart[k]) * signal + apart[k] * _lengths(step.signals[k])
+            signal = (slopes + off) * change + off * pulled
+    return bound
 
 
 def _forward_bounds(
