@@ -142,6 +142,24 @@ def test_the_bound_is_reached_where_only_the_weights_differ(layer):
     np.testing.assert_allclose(bound, [abs(float((b - a).item())) for a, b in zip(own, other, strict=True)], rtol=1e-6)
 
 
+def test_the_bound_sees_the_slope_of_the_derivative():
+    """s(z) = z^2 / 2 on the interval that is reached: the first weight moves by d, and the bound is off by d^2 only."""
+    w, v, x, d = (
+        [np.array([[0.7]]), np.array([[1.3]])],
+        [np.array([[0.2]]), np.array([[0.1]])],
+        np.array([[[0.9]]]),
+        0.02,
+    )
+    smooth = Smooth.on(lambda z: z * z / 2, 0.9 * (0.7 + d) * (1 + 1e-9))
+    exact = replace(smooth.polynomial(2), off=0.0, off_slope=0.0)
+    path = surrogate._Path.of(w, v, x, np.array([0.1]), *surrogate._exact(smooth))
+    bound = surrogate._step_bound(path.passes[0], v, x[0], np.array([d, 0.0]), smooth, exact)
+    own, other = (by_autograd([one, w[1]], v, x, 0.1, lambda z: z * z / 2)[0] for one in (w[0], w[0] + d))
+    change = np.array([abs(float((b - a).item())) for a, b in zip(own, other, strict=True)])
+    assert (change <= bound).all()
+    assert (bound <= change + 2 * d**2).all()
+
+
 @pytest.mark.parametrize("activation", ["tanh", "sigmoid", "softplus", "silu"])
 def test_the_error_falls_at_the_rate_of_the_nearest_singularity(activation):
     smooth = Smooth.on(activation, 6.56)
