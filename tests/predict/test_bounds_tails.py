@@ -226,3 +226,24 @@ class TestLaw:
             assert stats.binomtest(inside, len(x), p).pvalue > ALARM
             assert stats.binomtest(inside, len(x), p * 1.05).pvalue < ALARM
         assert law.variance == pytest.approx(x.var(), rel=0.05)
+
+
+@pytest.mark.parametrize("probability", [0.3, 0.05, 1e-4])
+class TestThresholdAndProbabilityAreOneBound:
+    """The thresholds are judged by sampling; each form's probability must be its inverse."""
+
+    @pytest.mark.parametrize("form", [BERNSTEIN, CHERNOFF])
+    @pytest.mark.parametrize("batch_size", [1, 7])
+    def test_of_real_batches(self, probability, form, batch_size):
+        tail = BatchTail(np.random.default_rng(0).exponential(size=2000), batch_size)
+        s = tail.threshold(probability, form)
+        if (form, batch_size, probability) == (CHERNOFF, 1, 1e-4):  # rarer than any of 2,000: nothing lies beyond
+            assert s == tail.largest
+        else:
+            assert np.exp(tail.log_probability(s, form)) == pytest.approx(probability, rel=1e-6)
+
+    @pytest.mark.parametrize("form", FORMS)
+    def test_of_the_noise_model(self, probability, form):
+        tail = NoiseTail(np.array([0.5, 0.2, 0.1]), np.array([0.3, -0.2, 0.6]))
+        s = tail.threshold(probability, form)
+        assert np.exp(tail.log_probability(s, form)) == pytest.approx(probability, rel=1e-6)

@@ -183,3 +183,14 @@ def test_refusals_of_parts():
         Weight(0, 0) * [[1]]
     with pytest.raises(sn.InputError, match="step=-1"):
         Gradient(0, -1)
+
+
+def test_the_bound_on_the_degree_is_reached():
+    problem = {"student": [[[1]], [[2]]], "teacher": [[4]], "learning_rate": F(1, 24)}
+    first, second = (Gradient(layer=0, step=t) for t in (0, 1))
+    for expression, degree in (
+        ((first @ first.T).trace(), 1), ((first @ second.T).trace(), 3), ((first @ first.T).trace() ** 2, 3),
+        ((second @ second.T).trace(), 6),
+    ):  # fmt: skip
+        found = networks.expectation(expression, **problem)
+        assert found.degree == found.degree_bound == degree
