@@ -23,12 +23,12 @@ def readings(model, noise, x, y, batch, parts=1):
         if parts > 1:
             noise.mark()
     parameters = list(model.parameters())
-    squares = [p.grad.square() if noise.by_coordinate else float(p.grad.square().sum()) for p in parameters]
-    variances = noise.variances(parameters, squares)
+    means = [p.grad if noise.by_coordinate else float(p.grad.square().sum()) for p in parameters]
+    variances = noise.variances(parameters, means)
     noise.forget()
     if noise.by_coordinate:
-        return torch.cat([s.flatten() for s in squares]), torch.cat([v.flatten() for v in variances])
-    return tuple(torch.tensor([sum(part)], dtype=torch.float64) for part in (squares, variances))
+        return torch.cat([g.flatten() for g in means]).square(), torch.cat([v.flatten() for v in variances])
+    return tuple(torch.tensor([sum(part)], dtype=torch.float64) for part in (means, variances))
 
 
 @pytest.mark.parametrize("by_coordinate", [False, True])
@@ -126,3 +126,42 @@ def test_the_smoothing_is_bias_corrected():
         (report,) = optimizer.report()
         np.testing.assert_allclose((report["gradient_norm_sq"], report["batch_gradient_norm_sq"]), (3, 4), rtol=1e-12)
         assert report["signal_ratio"] == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize("model", ["classifier", "convolution"])
+@pytest.mark.parametrize("passes", [1, 2])
+def test_the_variance_goes_into_its_average_without_being_written_out(model, passes):
+    x, y = data(6)
+    if model == "classifier":
+        model = classifier()
+    else:  # several positions share a weight, so that no single product gives the sums of squares
+        model, x = torch.nn.Sequential(torch.nn.Conv1d(1, 3, 2), torch.nn.Flatten(), torch.nn.LazyLinear(3)), x[:, None]
+        model = model.double()
+        model(x)
+    noise = Observed(model, 20)
+    parameters = list(model.parameters())
+    noise.bind(parameters, by_coordinate=True)
+    for inputs, targets in zip(x.chunk(passes), y.chunk(passes), strict=True):
+        (F.cross_entropy(model(inputs), targets) / passes).backward()
+    gradients = [p.grad for p in parameters]
+    before = [torch.randn_like(p) for p in parameters]
+    after = [b.clone() for b in before]
+    noise.subtract_variances(parameters, gradients, after, 0.75)
+    for old, new, variance in zip(before, after, noise.variances(parameters, gradients), strict=True):
+        assert torch.allclose(new, 0.75 * old - 0.25 * variance, rtol=1e-12, atol=1e-15)
+        assert not torch.allclose(new, 0.75 * (old - 0.25 * variance), rtol=1e-6)  # broken: a second pass that forgets
+
+
+def test_batches_that_are_passed_over_are_not_kept():
+    """Their activations would hold memory for nothing; the first look after them is as good as ever."""
+    model, (x, y) = classifier(), data(6)
+    noise = Observed(model)
+    optimizer = sn.optim.PreconditionedSGD(model.parameters(), noise, 10.0, every=3, warmup=2)
+    kept = []
+    for _ in range(7):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        kept.append(len(noise._calls))
+        optimizer.step()
+    assert [bool(k) for k in kept] == [True, True, False, True, False, False, True]
+    assert optimizer.param_groups[0]["batches"] == 4

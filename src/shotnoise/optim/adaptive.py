@@ -94,15 +94,17 @@ class AdaptiveSGD(NoiseAware):
         else:
             torch._foreach_add_(parameters, gradients, alpha=-sizes)
 
-    def _squares(self, data: list[Tensor]) -> list[float]:
+    def _means(self, data: list[Tensor]) -> list[float]:
         squares = _norm_sq(data)
         require_finite(squares)
         return squares
 
-    def _average(self, group: Group, parameters: list[Tensor], squares: list[float], variances: list[float]) -> None:
+    def _average(self, group: Group, parameters: list[Tensor], means: list[float]) -> None:
+        assert isinstance(self.noise, Estimates)
+        variance = sum(self.noise.variances(parameters, self._data_means(group, parameters, means)))
         weight = _weight(group)
-        second = sum(squares)
-        for name, found in (("gradient_norm_sq", second - sum(variances)), ("batch_gradient_norm_sq", second)):
+        second = sum(means)
+        for name, found in (("gradient_norm_sq", second - variance), ("batch_gradient_norm_sq", second)):
             group[name] += weight * (found - group[name])
 
 

@@ -90,12 +90,18 @@ class NoiseAware(Optimizer):
         """theta <- theta - size * gradient."""
 
     @abstractmethod
-    def _squares(self, data: list[Tensor]) -> list[Any]:
-        """||g||^2 (floats) or g^2 (tensors)."""
+    def _means(self, data: list[Tensor]) -> list[Any]:
+        """What `Estimates.variances` takes: ||g||^2, or g itself by coordinate. Raises NonFiniteError."""
 
     @abstractmethod
-    def _average(self, group: Group, parameters: list[Tensor], squares: list[Any], variances: list[Any]) -> None:
-        """Let this batch join the averages."""
+    def _average(self, group: Group, parameters: list[Tensor], means: list[Any]) -> None:
+        """Let this batch join the averages. means: of the whole gradient, from `_means`."""
+
+    def _data_means(self, group: Group, parameters: list[Tensor], means: list[Any]) -> list[Any]:
+        """Those of the data's gradient, which alone is noisy, from those of the whole gradient."""
+        if not group["weight_decay"]:
+            return means
+        return self._means([p.grad for p in parameters if p.grad is not None])
 
     def add_param_group(self, param_group: Group) -> None:
         """As in torch: a group may have options of its own, and is a block with a step size of its own."""
@@ -106,7 +112,11 @@ class NoiseAware(Optimizer):
         _check(*(group[name] for name in ("lr", "beta", "weight_decay", "warmup", "every")))
         if group["smoothness"] is None:
             group["smoothness"] = self.param_groups[0]["smoothness"]
-        self.noise.bind([p for g in self.param_groups for p in g["params"]], self.by_coordinate)
+        parameters = [p for g in self.param_groups for p in g["params"]]
+        if isinstance(self.noise, Estimates):
+            self.noise.bind(parameters, self.by_coordinate, lambda: any(map(_is_looked_at, self.param_groups)))
+        else:
+            self.noise.bind(parameters, self.by_coordinate)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As in torch; what was read of the batch is dropped with its gradient."""
@@ -134,7 +144,7 @@ class NoiseAware(Optimizer):
         groups = [(group, parameters) for group, parameters in groups if parameters]
         oracle = self.noise.moments() if isinstance(self.noise, Exact) else None
         gradients = [self._gradients(group, parameters) for group, parameters in groups]
-        readings = [self._read(*part, g) for part, g in zip(groups, gradients, strict=True)]
+        readings = [self._read(group, g) for (group, _), g in zip(groups, gradients, strict=True)]
         sizes = [self._sizes(group, parameters, oracle) for group, parameters in groups]
         before = [p.clone() for _, parameters in groups for p in parameters] if secant else []
         for (group, parameters), g, size in zip(groups, gradients, sizes, strict=True):
@@ -143,7 +153,7 @@ class NoiseAware(Optimizer):
         for (group, parameters), reading in zip(groups, readings, strict=True):
             group["step"] += 1
             if reading is not None:
-                self._average(group, parameters, *reading)
+                self._average(group, parameters, reading)
                 group["batches"] += 1
         if isinstance(self.noise, Estimates):
             self.noise.forget()
@@ -166,17 +176,12 @@ class NoiseAware(Optimizer):
             return list(torch._foreach_add(data, parameters, alpha=group["weight_decay"]))
         return data
 
-    def _read(self, group: Group, parameters: list[Tensor], total: list[Tensor]) -> tuple[list[Any], list[Any]] | None:
-        """The squares of the whole gradient and the variance of the data's, if this batch is one that is looked at."""
-        skipped = group["step"] % group["every"] and group["batches"] >= group["warmup"]
-        if isinstance(self.noise, Exact) or skipped:
-            require_finite([_norm(total)])
+    def _read(self, group: Group, total: list[Tensor]) -> list[Any] | None:
+        """The gradient as `_means` gives it, if this batch is one that is looked at."""
+        if isinstance(self.noise, Exact) or not _is_looked_at(group):
+            require_finite([norm(total)])
             return None
-        squares = self._squares(total)
-        data = squares
-        if group["weight_decay"]:
-            data = self._squares([p.grad for p in parameters if p.grad is not None])
-        return squares, self.noise.variances(parameters, data)
+        return self._means(total)
 
     def _probe_secant(
         self,
@@ -202,8 +207,8 @@ class NoiseAware(Optimizer):
             for p, g in zip(parameters, kept, strict=True):
                 p.grad = torch.zeros_like(g) if p.grad is None and g is not None else p.grad
             again = [g for group, part in groups for g in self._gradients(group, part)]
-            moved = _norm(torch._foreach_sub(parameters, before))
-            found = _norm(torch._foreach_sub(again, first)) / moved if moved > 0 else 0.0
+            moved = norm(torch._foreach_sub(parameters, before))
+            found = norm(torch._foreach_sub(again, first)) / moved if moved > 0 else 0.0
         finally:
             for p, g in zip(parameters, kept, strict=True):
                 p.grad = g
@@ -223,6 +228,11 @@ class NoiseAware(Optimizer):
             group["smoothness"] = value
 
 
+def _is_looked_at(group: Group) -> bool:
+    """Whether the coming batch joins the averages: all in the warm-up, then every `every`-th."""
+    return bool(group["step"] % group["every"] == 0 or group["batches"] < group["warmup"])
+
+
 def require_finite(values: Iterable[float]) -> None:
     """Raise NonFiniteError for NaN and infinite numbers."""
     if not all(abs(v) < float("inf") for v in values):
@@ -234,11 +244,11 @@ def require_finite(values: Iterable[float]) -> None:
 
 def _move_a_little(parameters: list[Tensor], gradients: list[Tensor], trial: float) -> None:
     """Against the gradient, by `trial` times the norm of the parameters."""
-    if (length := _norm(gradients)) > 0:
-        torch._foreach_add_(parameters, gradients, alpha=-trial * (_norm(parameters) or 1.0) / length)
+    if (length := norm(gradients)) > 0:
+        torch._foreach_add_(parameters, gradients, alpha=-trial * (norm(parameters) or 1.0) / length)
 
 
-def _norm(tensors: tuple[Tensor, ...] | list[Tensor]) -> float:
+def norm(tensors: tuple[Tensor, ...] | list[Tensor]) -> float:
     """Of all of them taken as one vector."""
     return float(torch.stack([n.double() for n in torch._foreach_norm(tensors)]).square().sum().sqrt())
 

@@ -7,7 +7,7 @@ for inputs, targets in parts:                         # r >= 2 parts of equal si
 optimizer.step()
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from shotnoise.errors import InputError
-from shotnoise.optim.noise import Estimates, variance_of_mean
+from shotnoise.optim.noise import Estimates, always, variance_of_mean
 
 
 class Microbatches(Estimates):
@@ -34,8 +34,8 @@ class Microbatches(Estimates):
         self._paused = False
         self.forget()
 
-    def bind(self, parameters: Sequence[Tensor], by_coordinate: bool) -> None:
-        super().bind(parameters, by_coordinate)
+    def bind(self, parameters: Sequence[Tensor], by_coordinate: bool, wanted: Callable[[], bool] = always) -> None:
+        super().bind(parameters, by_coordinate, wanted)
         self._parameters = list(parameters)
 
     def forget(self) -> None:
@@ -54,10 +54,10 @@ class Microbatches(Estimates):
     @torch.no_grad()
     def mark(self) -> None:
         """A micro-batch ends here: what was added to the gradients since the last mark is its contribution."""
-        if self._paused:
-            return
         if not self._parameters:
             raise InputError("mark() before an optimizer was built with this noise: which gradients are meant?")
+        if self._paused or not self.wanted():
+            return
         self._count += 1
         for p in self._parameters:
             if p.grad is None:
@@ -68,13 +68,14 @@ class Microbatches(Estimates):
             self._sums[id(p)] = self._sums[id(p)] + square if id(p) in self._sums else square
             self._before[id(p)] = p.grad.clone()
 
-    def variances(self, parameters: Sequence[Tensor], squares: Sequence[Any]) -> list[Any]:
+    def variances(self, parameters: Sequence[Tensor], means: Sequence[Any]) -> list[Any]:
         r = self._count
         if r < 2:
             raise InputError(
                 f"{r} micro-batches since the last step: divide the batch into at least 2 and call mark() after the "
                 "backward pass of each"
             )
-        sums = [self._sums[id(p)] * r**2 for p in parameters]
-        values: list[Any] = sums if self.by_coordinate else [float(s) for s in sums]
-        return [variance_of_mean(a, b, r, self.drawn) for a, b in zip(values, squares, strict=True)]
+        sums = [self._sums[id(p)] for p in parameters]
+        if self.by_coordinate:
+            return [variance_of_mean(a, g.square(), r, self.drawn) for a, g in zip(sums, means, strict=True)]
+        return [variance_of_mean(float(a), b, r, self.drawn) for a, b in zip(sums, means, strict=True)]

@@ -5,7 +5,7 @@ both into ||g_i||^2 (or sum_i g_i^2 entry by entry) as `measure` does. Nothing e
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from shotnoise.errors import InputError, PerSampleGradientError
-from shotnoise.optim.noise import Estimates, variance_of_mean
+from shotnoise.optim.noise import Estimates, always, spread_factor, variance_of_mean
 from shotnoise.per_sample.rules import has_rule, has_samples_first, part
 from shotnoise.per_sample.structure import PerSample
 
@@ -60,9 +60,9 @@ class Observed(Estimates):
             model.register_forward_hook(self._leave, always_call=True),  # last: the model may be a layer itself
         ]
 
-    def bind(self, parameters: Sequence[Tensor], by_coordinate: bool) -> None:
+    def bind(self, parameters: Sequence[Tensor], by_coordinate: bool, wanted: Callable[[], bool] = always) -> None:
         """Raises PerSampleGradientError for parameters that no layer with a rule owns."""
-        super().bind(parameters, by_coordinate)
+        super().bind(parameters, by_coordinate, wanted)
         owned = {id(p) for module in self.model.modules() if has_rule(module) for p in module._parameters.values()}
         names = {id(p): name for name, p in self.model.named_parameters()}
         if strange := [tuple(p.shape) for p in parameters if id(p) not in names]:
@@ -91,16 +91,30 @@ class Observed(Estimates):
         finally:
             self._paused = False
 
-    def variances(self, parameters: Sequence[Tensor], squares: Sequence[Any]) -> list[Any]:
+    def variances(self, parameters: Sequence[Tensor], means: Sequence[Any]) -> list[Any]:
+        gradients, count, drawn = self._seen(parameters)
+        if self.by_coordinate:
+            sums = [_add(g.sum_of_squares() for g in parts) for parts in gradients]
+            return [variance_of_mean(a, g.square(), count, drawn) for a, g in zip(sums, means, strict=True)]
+        norms = torch.stack([_add(g.squared_norms().sum() for g in parts) for parts in gradients])
+        return [variance_of_mean(a, b, count, drawn) for a, b in zip(norms.double().tolist(), means, strict=True)]
+
+    def subtract_variances(
+        self, parameters: Sequence[Tensor], means: Sequence[Tensor], averages: Sequence[Tensor], beta: float
+    ) -> None:
+        """With the sums of squares added where they are averaged: every pass over all weights saved is time."""
+        gradients, count, drawn = self._seen(parameters)
+        weight = (1 - beta) * spread_factor(count, drawn)
+        for parts, mean, average in zip(gradients, means, averages, strict=True):
+            for k, g in enumerate(parts):
+                g.add_sum_of_squares(average, 1.0 if k else beta, -weight)
+            average.addcmul_(mean, mean, value=weight / count)
+
+    def _seen(self, parameters: Sequence[Tensor]) -> tuple[list[list[PerSample]], int, float]:
+        """The contributions to the gradient, after a check; how many; and m/n."""
         gradients, count = self._gradients(parameters)
         self._verify(parameters, gradients, count)
-        drawn = 0.0 if self.population is None else count / self.population
-        if self.by_coordinate:
-            sums: list[Any] = [_add(g.sum_of_squares() for g in parts).mul_(count**2) for parts in gradients]
-        else:
-            norms = torch.stack([_add(g.squared_norms().sum() for g in parts) for parts in gradients])
-            sums = (norms.double() * count**2).tolist()
-        return [variance_of_mean(a, b, count, drawn) for a, b in zip(sums, squares, strict=True)]
+        return gradients, count, 0.0 if self.population is None else count / self.population
 
     def _gradients(self, parameters: Sequence[Tensor]) -> tuple[list[list[PerSample]], int]:
         """The contributions of the samples to the gradient, for each parameter one entry per pass; their number."""
@@ -154,9 +168,13 @@ class Observed(Estimates):
                 )
         self._verified.add(shape)
 
+    @property
+    def _listens(self) -> bool:
+        return not self._paused and self.wanted()
+
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         first = _first_tensor((args, kwargs))
-        if torch.is_grad_enabled() and not self._paused and first is not None:
+        if torch.is_grad_enabled() and self._listens and first is not None:
             self._pass, self._inside = self._pass + 1, True
             self._sizes[self._pass] = len(first)
 
@@ -164,7 +182,7 @@ class Observed(Estimates):
         self._inside = False
 
     def _record(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if self._paused or not (isinstance(output, Tensor) and output.requires_grad):
+        if not (self._listens and isinstance(output, Tensor) and output.requires_grad):
             return
         if not any(id(p) in self._bound for p in module._parameters.values()):  # other weights, as in a measurement
             return

@@ -6,10 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shotnoise.optim.base import Group, NoiseAware, Oracle, require_finite
+from shotnoise.optim.base import Group, NoiseAware, Oracle, norm, require_finite
 from shotnoise.optim.exact import Exact
 from shotnoise.optim.noise import Estimates
 from shotnoise.optim.smoothness import HessianNorm, Secant
+
+KEPT = ("square", "second_moment", "ratio")  # of each parameter: averages of g^2 - V and of g^2, and rho
 
 
 class PreconditionedSGD(NoiseAware):
@@ -69,7 +71,8 @@ class PreconditionedSGD(NoiseAware):
                 mu, variance = oracle[id(p)]
                 decay = -group["weight_decay"] if group["maximize"] else group["weight_decay"]
                 square = torch.add(mu, p, alpha=decay).square()
-                self.state[p]["ratio"] = _ratio([square], [square + variance])[0]
+                self.state[p]["ratio"] = torch.empty_like(p)
+                _ratios([square], [square + variance], [self.state[p]["ratio"]])
         elif group["batches"] < group["warmup"]:
             return None
         if not group["smoothness"]:
@@ -84,31 +87,26 @@ class PreconditionedSGD(NoiseAware):
         else:
             torch._foreach_addcmul_(parameters, gradients, sizes, value=scale)
 
-    def _squares(self, data: list[Tensor]) -> list[Tensor]:
-        squares = list(torch._foreach_mul(data, data))
-        require_finite(torch.stack([s.sum().double() for s in squares]).tolist())
-        return squares
+    def _means(self, data: list[Tensor]) -> list[Tensor]:
+        require_finite([norm(data)])
+        return data
 
-    def _average(self, group: Group, parameters: list[Tensor], squares: list[Tensor], variances: list[Tensor]) -> None:
+    def _average(self, group: Group, parameters: list[Tensor], means: list[Tensor]) -> None:
         for p in parameters:
             if "ratio" not in self.state[p]:
-                self.state[p] |= {
-                    "square": torch.zeros_like(p),
-                    "second_moment": torch.zeros_like(p),
-                    "ratio": torch.zeros_like(p),
-                }
-        kept = {name: [self.state[p][name] for p in parameters] for name in ("square", "second_moment", "ratio")}
-        unbiased = torch._foreach_sub(squares, variances)
-        torch._foreach_lerp_(kept["square"], unbiased, 1 - group["beta"])
-        torch._foreach_lerp_(kept["second_moment"], squares, 1 - group["beta"])
+                self.state[p] |= {name: torch.zeros_like(p) for name in KEPT}
+        square, second, ratio = ([self.state[p][name] for p in parameters] for name in KEPT)
+        assert isinstance(self.noise, Estimates)
+        beta = group["beta"]
+        self.noise.subtract_variances(parameters, self._data_means(group, parameters, means), square, beta)
+        torch._foreach_mul_(second, beta)
+        for average in (square, second):
+            torch._foreach_addcmul_(average, means, means, value=1 - beta)
         if group["batches"] + 1 >= group["warmup"]:  # both averages lack the same factor, which the ratio does not see
-            torch._foreach_copy_(kept["ratio"], _ratio(kept["square"], kept["second_moment"]))
+            _ratios(square, second, ratio)
 
 
-def _ratio(squares: list[Tensor], seconds: list[Tensor]) -> list[Tensor]:
-    """square / second_moment, clipped to [0, 1]; 0 where both are 0, and below 0."""
-    safe = torch._foreach_maximum(seconds, torch.finfo(seconds[0].dtype).tiny)
-    ratio = torch._foreach_div(squares, safe)
-    torch._foreach_clamp_min_(ratio, 0.0)
-    torch._foreach_clamp_max_(ratio, 1.0)
-    return list(ratio)
+def _ratios(squares: list[Tensor], seconds: list[Tensor], out: list[Tensor]) -> None:
+    """squares / seconds, clipped to [0, 1]; 0 where both are 0, and below 0."""
+    for square, second, ratio in zip(squares, seconds, out, strict=True):
+        torch.div(square, second, out=ratio).nan_to_num_(0.0).clamp_(0.0, 1.0)

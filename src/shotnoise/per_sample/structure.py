@@ -229,6 +229,15 @@ class PerSample:
             return self.parts[0].sum_of_squares().reshape(self.shape)
         return torch.cat([block.square().sum(0) for block in self._blocks()]).reshape(self.shape)
 
+    def add_sum_of_squares(self, to: Tensor, beta: float, alpha: float) -> None:
+        """to <- beta to + alpha sum_i g_i^2 in place, `to` in the parameter's shape; one product where it can be."""
+        part = self.parts[0]
+        if len(self.parts) == 1 and isinstance(part, Outer) and part.is_flat and to.is_contiguous():
+            a, d = part.flat
+            to.view(len(to), -1).addmm_(d.square().T, a.square(), beta=beta, alpha=alpha)
+        else:
+            to.mul_(beta).add_(self.sum_of_squares(), alpha=alpha)
+
     def dot(self, direction: Tensor) -> Tensor:
         """g_i . direction for a tensor of the parameter's shape, shape (m,)."""
         matrix = _as_rows(direction)
