@@ -20,7 +20,7 @@ import shotnoise as sn
 from shotnoise.datasets.gauss import make_gauss
 from shotnoise.simulate.block import run_piece
 from shotnoise.simulate.plan import Plan
-from shotnoise.simulate.streams import BATCHES, run_stream
+from shotnoise.simulate.streams import BATCHES, run_streams
 
 BATCH, LARGER_BATCH, RATE = 5, 50, 0.1
 REGRESSION_BATCH, REGRESSION_RATE = 10, 0.01
@@ -69,7 +69,7 @@ def whole(plan: Plan) -> Callable[[], list[dict[str, NDArray[Any]]]]:
 
 def batches(plan: Plan, b: int, steps: int) -> NDArray[np.int64]:
     """The indices (T, R, b) that the runs of a plan with one rule draw in their first steps."""
-    streams = [run_stream(plan.seed, r, BATCHES, (b, 0)) for r in range(plan.runs)]
+    streams = run_streams(plan.seed, range(plan.runs), BATCHES, (b, 0))
     return plan.sampling.draws(b, plan.problem.n, streams)(steps).transpose(1, 0, 2)
 
 

@@ -25,7 +25,7 @@ from shotnoise.schedules import InverseTime, values
 from shotnoise.simulate import block
 from shotnoise.simulate.engines import choose
 from shotnoise.simulate.recorders import NAMED, Recorder
-from shotnoise.simulate.streams import BATCHES, INITIAL_WEIGHTS, REDRAWS, run_stream
+from shotnoise.simulate.streams import BATCHES, INITIAL_WEIGHTS, REDRAWS
 
 STEPS, SEED, N = 8, 5, 15
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}
@@ -35,6 +35,11 @@ SEEN = [name for name in ALL if name != "accuracy"]
 
 
 # Problems and rules.
+
+
+def run_stream(seed: int, run: int, purpose: int, cell: tuple[int, ...] = ()) -> np.random.Generator:
+    """What a run draws from, as NumPy makes it."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(purpose, run, *cell)))
 
 
 @cache

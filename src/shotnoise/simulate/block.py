@@ -27,7 +27,7 @@ from shotnoise.simulate.plan import ALIVE, DIVERGED, NEVER, SKETCH, Plan, suffix
 from shotnoise.simulate.recorders import NAMED, Recorder
 from shotnoise.simulate.state import State
 from shotnoise.simulate.statistics import moments
-from shotnoise.simulate.streams import BATCHES, INITIAL_WEIGHTS, REDRAWS, run_stream
+from shotnoise.simulate.streams import BATCHES, INITIAL_WEIGHTS, REDRAWS, run_streams
 
 Content = dict[str, NDArray[Any]]
 Watch = Callable[
@@ -59,7 +59,7 @@ class _Training:
         runs = range(piece.start, piece.stop)
 
         def streams(purpose: int) -> list[np.random.Generator]:
-            return [run_stream(plan.seed, r, purpose, key) for r in runs]
+            return run_streams(plan.seed, runs, purpose, key)
 
         self.weights = initial.weights(plan.initial, plan.problem, len(runs), lambda: streams(INITIAL_WEIGHTS))
         self.memory = self.rule.start(self.weights)
