@@ -459,3 +459,74 @@ def test_the_comparison_rejects_the_broken_ways():
     for broken in (Shifted(), Unsorted()):
         found = samples_of_ranks(uniform, 5, lambda rank, taken, broken=broken: broken.place(rank, taken, 5))
         assert found.tolist() != from_a_list(uniform, 5)
+
+
+native = sampling._native
+compiled = pytest.mark.skipif(native is None, reason="the package was installed without its compiled engine")
+SETS = ["" if native is None else name for name in ([""] if native is None else native.instruction_sets())]
+
+
+def generators(kind=np.random.PCG64):
+    return [np.random.Generator(kind(seed)) for seed in range(5)]
+
+
+@compiled
+@pytest.mark.parametrize("kind", [np.random.PCG64, np.random.MT19937, np.random.Philox])
+@pytest.mark.parametrize("rule", [WithReplacement(), WithoutReplacement()])
+@pytest.mark.parametrize(
+    ("n", "b"), [(1, 1), (2, 1), (7, 7), (100, 5), (100, 33), (300, 100), (2**16 + 1, 6), (2**31 - 1, 3)]
+)
+def test_compiled_batches_are_those_of_numpy(rule, n, b, kind, monkeypatch):
+    """Also after an odd number of draws, which leaves half a word in the generator; and the generators end alike."""
+    mine, theirs = generators(kind), generators(kind)
+    take = rule.draws(b, n, mine)
+    assert isinstance(take, sampling._Compiled)
+    with monkeypatch.context() as without:
+        without.setattr(sampling, "_native", None)
+        slowly = rule.draws(b, n, theirs)
+    assert not isinstance(slowly, sampling._Compiled)
+    for steps in (7, 1, 64, 0, 3):
+        assert np.array_equal(take(steps), slowly(steps))
+    assert [rng.integers(2**60) for rng in mine] == [rng.integers(2**60) for rng in theirs]
+
+
+@compiled
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("replace", [True, False])
+def test_every_instruction_set_draws_alike(name, replace):
+    rule = WithReplacement() if replace else WithoutReplacement()
+    drawn = np.empty((5, 37, 11), np.int64)
+    native.draw([rng.bit_generator.capsule for rng in generators()], 50, replace, drawn, name)
+    assert np.array_equal(drawn, rule.draws(11, 50, generators())(37))
+
+
+@compiled
+def test_numbers_that_would_favour_some_samples_are_drawn_again():
+    """Of 2^32 words 2^32 mod n are too many. The broken twin, which takes them all, draws other batches."""
+    n = 3 * 2**29
+    (rng,), (words,) = generators()[:1], generators()[:1]
+    drawn = WithReplacement().draws(1, n, [rng])(1000).ravel()
+    taken = words.integers(2**32, size=1000).astype(object) * n // 2**32
+    assert not np.array_equal(drawn, taken) and drawn[0] == taken[0]
+
+
+@compiled
+@pytest.mark.parametrize(
+    ("runs", "shape", "n", "replace", "message"),
+    [
+        (2, (3, 4, 5), 9, True, "as many streams as runs"),
+        (3, (3, 4, 5), 4, False, "batches of 5 out of 4 samples are not for this"),
+        (3, (3, 1, 200), 900, False, "batches of 200 out of 900 samples are not for this"),
+        (3, (3, 1, 2), 2**31, True, "not for this"),
+        (3, (3, 1, 2), 0, True, "not for this"),
+    ],
+)
+def test_what_the_compiled_draws_refuse(runs, shape, n, replace, message):
+    with pytest.raises(ValueError, match=message):
+        native.draw([rng.bit_generator.capsule for rng in generators()[:runs]], n, replace, np.zeros(shape, np.int64))
+
+
+@compiled
+def test_only_a_generator_of_numpy_is_taken():
+    with pytest.raises((ValueError, TypeError, SystemError)):
+        native.draw([object()], 5, True, np.zeros((1, 1, 1), np.int64))

@@ -13,7 +13,7 @@ SOURCE = ROOT / "src" / "shotnoise"
 
 # A module may import from its own level and from those above it in this list.
 LEVELS = [
-    ["errors"],
+    ["_native", "errors"],
     ["files", "named", "random_state", "sampling", "schedules", "losses"],
     ["samples"],
     ["evaluation"],

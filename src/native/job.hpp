@@ -84,10 +84,14 @@ struct Kernel {
   void (*run)(const Job<T>&, Index block, T* scratch, Poll);
 };
 
+// Batches of up to so many samples, out of less than 2^31, are drawn without repetition by `distinct`.
+constexpr Index LARGEST_SORTED = 128;
+
 struct Set {
   const char* name;
   Kernel<float> single;
   Kernel<double> twice;
+  void (*distinct)(const double* uniform, Index* drawn, Index batches, Index batch, Index samples);
 };
 
 }  // namespace shotnoise

@@ -3,8 +3,9 @@
 //     z_0 = x,   h_k = W_k z_{k-1} + c_k,   z_k = act_k(h_k),   d_K = dl/dh_K / m,
 //     dW_k = d_k z_{k-1}^T,   dc_k = sum d_k,   d_{k-1} = (W_k^T d_k) act'_{k-1}
 //
-// In all three products a tile of the result is held in registers. Samples of its own for every run are gathered into [sample][feature][lane]; where all runs see the same samples, they stay numbers
-// and the processor broadcasts them. Lanes never meet: a run comes out the same in any company.
+// In all three products a tile of the result is held in registers. Samples of its own for every run are gathered into
+// [sample][feature][lane]; where all runs see the same samples, they stay numbers and the processor broadcasts them.
+// Lanes never meet: a run comes out the same in any company.
 #include "job.hpp"
 #include "lanes.hpp"
 
@@ -40,6 +41,14 @@ struct Descent {
   Vector<T> operator()(Vector<T> w, Vector<T> g) const { return w - rate * (decay != 0 ? g + decay * w : g); }
 };
 
+// A length cut into parts of at most `most`, as equal as can be.
+struct Parts {
+  Index count, small, larger;  // the first `larger` parts have one more
+
+  Parts(Index length, Index most) : count((length + most - 1) / most), small(length / count), larger(length % count) {}
+  Index size(Index part) const { return small + (part < larger); }
+};
+
 // forward   C[s][a] = sum_k A[a][k] B[s][k]   outputs a of samples s from inputs k
 // back      C[s][a] = sum_k A[k][a] B[s][k]   gradient at inputs a from that at outputs k
 // weights   C[a][b] = sum_k A[k][a] B[k][b]   gradient of the weights, over samples k
@@ -56,32 +65,37 @@ struct Product {
   Index c_stride;
   Index rows_a, rows_b, k;
   Start start;
-  const Vector<T>* bias = nullptr;  // by row of A
-  Descent<T> descent = {};          // with C the weights
+  const Vector<T>* bias = nullptr;    // by row of A
+  Descent<T> descent = {};            // with C the weights
+  bool relu = false;                  // forward: what becomes of the sums, which spares a pass over them
+  const Vector<T>* beyond = nullptr;  // back: outputs of a ReLU, which lets the gradient pass where they are positive
 
   Index a_row() const { return KIND == Kind::forward ? a_stride : 1; }
   Index a_k() const { return KIND == Kind::forward ? 1 : a_stride; }
   Index b_row() const { return KIND == Kind::weights ? 1 : b_stride; }
   Index b_k() const { return KIND == Kind::weights ? b_stride : 1; }
-  Index c_a() const { return KIND == Kind::weights ? c_stride : 1; }
-  Index c_b() const { return KIND == Kind::weights ? 1 : c_stride; }
 
   template <int M, int N>
   void tile(Index i, Index j) const {
-    Vector<T> sum[M][N];
-    Vector<T>* const out = c + i * c_a() + j * c_b();
-    const auto each = [](auto act) {  // unrolled, or the sums would not stay in registers
+    constexpr bool upright = KIND == Kind::weights;  // rows of C are rows of A, otherwise of B
+    constexpr int ROWS = upright ? M : N, LENGTH = upright ? N : M;
+    Vector<T> sum[ROWS][LENGTH];
+    Vector<T>* const corner = c + (upright ? i * c_stride + j : j * c_stride + i);
+    const auto each = [](Vector<T>* row, Index stride, auto act) {  // unrolled, or the sums would not stay in registers
 #pragma GCC unroll 8
-      for (int n = 0; n < N; ++n)
+      for (int r = 0; r < ROWS; ++r, row += stride) {
+        asm("" : "+r"(row));  // one address per row: the compiler would keep one per entry, most of them on the stack
 #pragma GCC unroll 8
-        for (int m = 0; m < M; ++m) act(m, n);
+        for (int l = 0; l < LENGTH; ++l) act(r, l, row[l]);
+      }
     };
     if (start == Start::there) {
-      each([&](int m, int n) { sum[m][n] = out[m * c_a() + n * c_b()]; });
-    } else if (start == Start::bias) {
-      each([&](int m, int n) { sum[m][n] = bias[i + m]; });
+      each(corner, c_stride, [&](int r, int l, Vector<T>& place) { sum[r][l] = place; });
     } else {
-      each([&](int m, int n) { sum[m][n] = Vector<T>{}; });
+#pragma GCC unroll 8
+      for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 8
+        for (int l = 0; l < LENGTH; ++l) sum[r][l] = !upright && start == Start::bias ? bias[i + l] : Vector<T>{};
     }
     const Vector<T>* left = a + i * a_row();
     const B* right = b + j * b_row();
@@ -93,18 +107,25 @@ struct Product {
       for (int n = 0; n < N; ++n) {
         const B number = right[n * b_row()];
 #pragma GCC unroll 8
-        for (int m = 0; m < M; ++m) sum[m][n] += row[m] * number;
+        for (int m = 0; m < M; ++m) (upright ? sum[m][n] : sum[n][m]) += row[m] * number;
       }
     }
-    if (KIND == Kind::weights && descent.now) {
+    if (upright && descent.now) {
       const Descent<T> step = descent;
       if (step.decay == 0) {
-        each([&](int m, int n) { out[m * c_a() + n * c_b()] -= step.rate * sum[m][n]; });
+        each(corner, c_stride, [&](int r, int l, Vector<T>& place) { place -= step.rate * sum[r][l]; });
       } else {
-        each([&](int m, int n) { out[m * c_a() + n * c_b()] = step(out[m * c_a() + n * c_b()], sum[m][n]); });
+        each(corner, c_stride, [&](int r, int l, Vector<T>& place) { place = step(place, sum[r][l]); });
       }
+    } else if (KIND == Kind::forward && relu) {
+      each(corner, c_stride, [&](int r, int l, Vector<T>& place) { place = sum[r][l] <= 0 ? Vector<T>{} : sum[r][l]; });
+    } else if (KIND == Kind::back && beyond) {
+      const Vector<T>* const z = beyond + (corner - c);
+      each(corner, c_stride, [&](int r, int l, Vector<T>& place) {
+        place = z[r * c_stride + l] <= 0 ? Vector<T>{} : sum[r][l];
+      });
     } else {
-      each([&](int m, int n) { out[m * c_a() + n * c_b()] = sum[m][n]; });
+      each(corner, c_stride, [&](int r, int l, Vector<T>& place) { place = sum[r][l]; });
     }
   }
 
@@ -115,24 +136,27 @@ struct Product {
   }
 
   template <int N = WIDE>
-  void columns(Index j, Index n) const {
+  void columns(Index j, Index n, Parts across) const {
     if (n == N) {
-      const Index tiles = (rows_a + TALL - 1) / TALL;
-      for (Index t = 0; t < tiles; ++t) {
-        const Index i = rows_a * t / tiles;
-        rows<N>(i, j, rows_a * (t + 1) / tiles - i);
+      Index i = 0;
+      for (Index t = 0; t < across.count; ++t) {
+        const Index m = across.size(t);
+        rows<N>(i, j, m);
+        i += m;
       }
       return;
     }
-    if constexpr (N > 1) columns<N - 1>(j, n);
+    if constexpr (N > 1) columns<N - 1>(j, n, across);
   }
 
   // Tiles as equal as can be; a few rows of B stay in the first cache while all of A goes by.
   void operator()() const {
-    const Index tiles = (rows_b + WIDE - 1) / WIDE;
-    for (Index t = 0; t < tiles; ++t) {
-      const Index j = rows_b * t / tiles;
-      columns(j, rows_b * (t + 1) / tiles - j);
+    const Parts across(rows_a, TALL), along(rows_b, WIDE);
+    Index j = 0;
+    for (Index t = 0; t < along.count; ++t) {
+      const Index n = along.size(t);
+      columns(j, n, across);
+      j += n;
     }
   }
 };
@@ -305,9 +329,10 @@ class Block {
       for (Index l = 0; l < runs; ++l) to[t * job.runs + first + l] = values[l];
   }
 
-  // count numbers from each of L rows, to [number][lane]; the last blocks of rows may overlap.
+  // count numbers from each of L rows, to [number][lane]; the last pieces of rows may overlap.
   static void gather(V* to, const T* const* rows, Index count) {
-    if (count < L) {
+    constexpr int Q = PIECE<T>;
+    if (count < Q) {
       for (Index i = 0; i < count; ++i) {
         V column;
         for (int l = 0; l < L; ++l) column[l] = rows[l][i];
@@ -315,12 +340,14 @@ class Block {
       }
       return;
     }
-    for (Index next = 0; next < count; next += L) {
-      const Index i = next + L <= count ? next : count - L;
-      V block[L];
-      for (int l = 0; l < L; ++l) block[l] = load(rows[l] + i);
-      transpose<T>(block);
-      for (int l = 0; l < L; ++l) to[i + l] = block[l];
+    for (Index next = 0; next < count; next += Q) {
+      const Index i = next + Q <= count ? next : count - Q;
+      V block[Q];
+#pragma GCC unroll 16
+      for (int k = 0; k < Q; ++k) block[k] = pieces<T>(rows + k, i);
+      transpose_pieces<T>(block);
+#pragma GCC unroll 16
+      for (int k = 0; k < Q; ++k) to[i + k] = block[k];
     }
   }
 
@@ -414,12 +441,13 @@ class Block {
       V* z = outputs(k);
       const V* bias = layer.bias < 0 ? nullptr : weights + layer.bias;
       const Start start = bias ? Start::bias : Start::zero;
+      const bool relu = layer.activation == Activation::relu;
       if (k == 0) {
-        Product<T, Kind::forward, SHARED>{w, i, x, i, z, o, o, m, i, start, bias}();
+        Product<T, Kind::forward, SHARED>{w, i, x, i, z, o, o, m, i, start, bias, {}, relu}();
       } else {
-        Product<T, Kind::forward, false>{w, i, outputs(k - 1), i, z, o, o, m, i, start, bias}();
+        Product<T, Kind::forward, false>{w, i, outputs(k - 1), i, z, o, o, m, i, start, bias, {}, relu}();
       }
-      activate<T>(layer, z, slopes(k), m * o);
+      if (!relu) activate<T>(layer, z, slopes(k), m * o);
     }
   }
 
@@ -433,8 +461,10 @@ class Block {
       const Index o = layer.outputs, i = layer.inputs;
       const V* z = k ? outputs(k - 1) : nullptr;
       if (k) {
-        Product<T, Kind::back, false>{weights + layer.weight, i, d, o, d_below, i, i, m, o, Start::zero}();
-        slope_back<T>(net.layers[k - 1], d_below, z, slopes(k - 1), m * i);
+        const bool relu = net.layers[k - 1].activation == Activation::relu;
+        Product<T, Kind::back, false>{weights + layer.weight, i, d, o, d_below, i, i, m, o, Start::zero, nullptr, {},
+                                      false, relu ? z : nullptr}();
+        if (!relu) slope_back<T>(net.layers[k - 1], d_below, z, slopes(k - 1), m * i);
       }
       if (layer.bias >= 0)
         for (Index a = 0; a < o; ++a) {
@@ -605,7 +635,8 @@ constexpr Kernel<T> kernel{LANES<T>, Block<T>::scratch, run<T>};
 
 #define NAME(set) #set
 #define NAME_OF(set) NAME(set)
+void distinct(const double*, Index*, Index, Index, Index);
 extern const Set SET;
-const Set SET{NAME_OF(SHOTNOISE_SET), kernel<float>, kernel<double>};
+const Set SET{NAME_OF(SHOTNOISE_SET), kernel<float>, kernel<double>, distinct};
 
 }  // namespace shotnoise::SHOTNOISE_SET

@@ -155,11 +155,45 @@ inline Vector<T> sigmoid(Vector<T> x) {
   return 1 / (1 + exp<T>(-x));
 }
 
-// Of vectors as rows: swaps the off-diagonal blocks of size 1, 2, 4, ...
-template <class T, int STAGE, int... L>
+// A piece of a row: what is loaded into a part of a vector at no price, so that fewer numbers have to be moved there.
+inline constexpr int PIECE_BYTES = SHOTNOISE_BYTES < 32 ? SHOTNOISE_BYTES : 32;
+template <class T>
+inline constexpr int PIECE = PIECE_BYTES / sizeof(T);
+
+template <class T, int COUNT>
+struct Pieces {
+  typedef T V __attribute__((vector_size(PIECE_BYTES * COUNT)));
+
+  // Pieces of rows 0, PIECE, 2 PIECE, ..., one after the other.
+  static V from(const T* const* rows, std::int64_t start) {
+    if constexpr (COUNT == 1) {
+      V piece;
+      std::memcpy(&piece, rows[0] + start, sizeof piece);
+      return piece;
+    } else {
+      using Half = Pieces<T, COUNT / 2>;
+      return join(Half::from(rows, start), Half::from(rows + COUNT / 2 * PIECE<T>, start),
+                  std::make_integer_sequence<int, COUNT * PIECE<T>>());
+    }
+  }
+
+  template <class H, int... L>
+  static V join(H a, H b, std::integer_sequence<int, L...>) {
+    return __builtin_shufflevector(a, b, L...);
+  }
+};
+
+template <class T>
+inline Vector<T> pieces(const T* const* rows, std::int64_t start) {
+  return (Vector<T>)Pieces<T, LANES<T> / PIECE<T>>::from(rows, start);
+}
+
+// Of vectors as rows: swaps the off-diagonal blocks of size STAGE in every square of COUNT columns.
+template <class T, int COUNT, int STAGE, int... L>
 inline void swap_blocks(Vector<T>* rows, std::integer_sequence<int, L...>) {
   constexpr int N = LANES<T>;
-  for (int i = 0; i < N; ++i) {
+#pragma GCC unroll 16
+  for (int i = 0; i < COUNT; ++i) {
     if (i & STAGE) continue;
     const Vector<T> a = rows[i], b = rows[i | STAGE];
     rows[i] = __builtin_shufflevector(a, b, ((L & STAGE) ? N + (L ^ STAGE) : L)...);
@@ -167,12 +201,22 @@ inline void swap_blocks(Vector<T>* rows, std::integer_sequence<int, L...>) {
   }
 }
 
-template <class T, int STAGE = 1>
-inline void transpose(Vector<T>* rows) {
-  if constexpr (STAGE < LANES<T>) {
-    swap_blocks<T, STAGE>(rows, std::make_integer_sequence<int, LANES<T>>());
-    transpose<T, STAGE * 2>(rows);
+template <class T, int COUNT, int STAGE = 1>
+inline void transpose_squares(Vector<T>* rows) {
+  if constexpr (STAGE < COUNT) {
+    swap_blocks<T, COUNT, STAGE>(rows, std::make_integer_sequence<int, LANES<T>>());
+    transpose_squares<T, COUNT, STAGE * 2>(rows);
   }
+}
+
+template <class T>
+inline void transpose_pieces(Vector<T>* rows) {
+  transpose_squares<T, PIECE<T>>(rows);
+}
+
+template <class T>
+inline void transpose(Vector<T>* rows) {
+  transpose_squares<T, LANES<T>>(rows);
 }
 
 }  // namespace shotnoise::SHOTNOISE_SET

@@ -163,9 +163,9 @@ class Work {
 };
 
 void check_range(const Index* values, Index count, Index below, const char* name, const char* of) {
-  bool outside = false;
-  for (Index i = 0; i < count; ++i) outside |= std::uint64_t(values[i]) >= std::uint64_t(below);
-  for (Index i = 0; outside && i < count; ++i)
+  std::uint64_t signs = 0;  // of the values and of what is left up to the last one allowed
+  for (Index i = 0; i < count; ++i) signs |= std::uint64_t(values[i]) | (std::uint64_t(below - 1) - std::uint64_t(values[i]));
+  for (Index i = 0; signs >> 63 && i < count; ++i)
     require(values[i] >= 0 && values[i] < below,
             std::string(name) + " " + std::to_string(values[i]) + " of " + std::to_string(below) + " " + of);
 }
@@ -252,6 +252,45 @@ void run(const Network& network, Matrix<T> weights, Matrix<const T> inputs, std:
   }
 }
 
+// A bit generator of NumPy as it shows itself to C (numpy/random/bitgen.h).
+struct Generator {
+  void* state;
+  std::uint64_t (*next_uint64)(void*);
+  std::uint32_t (*next_uint32)(void*);
+  double (*next_double)(void*);
+  std::uint64_t (*next_raw)(void*);
+
+  // Below n <= 2^32: the numbers of Generator.integers, by Lemire's method of one product and few rejections.
+  Index below(std::uint64_t n) const {
+    std::uint64_t product = next_uint32(state) * n;
+    if (std::uint32_t(product) < n)
+      for (const std::uint64_t least = (std::uint64_t(1) << 32) % n; std::uint32_t(product) < least;)
+        product = next_uint32(state) * n;
+    return Index(product >> 32);
+  }
+};
+
+// The next batches (R, T, b) of every run, from its own generator: what sampling's rules draw with NumPy.
+void draw(const std::vector<nb::capsule>& streams, Index n, bool replace, Cube<Index> drawn, const std::string& set) {
+  const Index R = drawn.shape(0), T = drawn.shape(1), b = drawn.shape(2);
+  require(Index(streams.size()) == R, "there are as many streams as runs");
+  require(n >= 1 && n < Index(1) << 31 && (replace || (b <= n && b <= LARGEST_SORTED)),
+          "batches of " + std::to_string(b) + " out of " + std::to_string(n) + " samples are not for this");
+  const Set& kernel = set_named(set);
+  const Index count = T * b;
+  std::vector<double> uniform(replace ? 0 : count);
+  for (Index r = 0; r < R; ++r) {
+    const Generator own = *static_cast<const Generator*>(streams[r].data("BitGenerator"));
+    Index* const to = drawn.data() + r * count;
+    if (replace) {
+      for (Index i = 0; i < count; ++i) to[i] = n > 1 ? own.below(n) : 0;
+    } else {
+      for (double& number : uniform) number = own.next_double(own.state);
+      kernel.distinct(uniform.data(), to, T, b, n);
+    }
+  }
+}
+
 // Nothing is converted: a copy would be trained instead.
 auto array(const char* name) { return nb::arg(name).noconvert(); }
 
@@ -280,6 +319,8 @@ NB_MODULE(_native, m) {
   nb::class_<Network>(m, "Network")
       .def(nb::init<const std::vector<Network::Row>&, const std::string&, double>(), "layers"_a, "loss"_a, "l2"_a)
       .def_prop_ro("parameters", [](const Network& network) { return network.net.parameters; });
+  m.attr("LARGEST_SORTED") = LARGEST_SORTED;
+  m.def("draw", &draw, "streams"_a, "n"_a, "replace"_a, array("drawn"), "set"_a = "");
   bind_run<float>(m);
   bind_run<double>(m);
 }

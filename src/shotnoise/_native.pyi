@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+LARGEST_SORTED: int
+
 def instruction_sets() -> list[str]: ...
+def draw(streams: Sequence[Any], n: int, replace: bool, drawn: Any, set: str = "") -> None: ...
 
 class Network:
     def __init__(self, layers: Sequence[tuple[int, int, int, int, str, float]], loss: str, l2: float) -> None: ...

@@ -20,11 +20,17 @@ from numpy.typing import NDArray
 
 from shotnoise.errors import InputError
 
+try:
+    from shotnoise import _native
+except ImportError:  # installed where there was no compiler
+    _native = None  # type: ignore[assignment]
+
 Indices = NDArray[np.int64]
 Draws = Callable[[int], Indices]  # steps -> the next batches of every run, (runs, steps, batch_size)
 Streams = Sequence[np.random.Generator]
 AHEAD = 64  # batches that `batches` draws at a time
 SORTED_INSERTION = 100  # samples in a batch up to which drawing them side by side for many batches is the faster way
+COMPILED_BELOW = 2**31  # samples, for the kernel's whole numbers
 TILE = 8192  # batches drawn side by side: what stays in a core's cache
 
 
@@ -103,6 +109,9 @@ class WithReplacement(Sampling):
         return 1 / batch_size
 
     def _draws(self, batch_size: int, n: int, streams: Streams, width: int) -> Draws:
+        if _native is not None and n < COMPILED_BELOW:
+            return _Compiled(batch_size, n, streams, width, replace=True)
+
         def take(steps: int) -> Indices:
             drawn = np.empty((len(streams), steps, width), np.int64)
             for own, rng in zip(drawn, streams, strict=True):
@@ -147,6 +156,9 @@ class WithoutReplacement(_Subset):
     """
 
     def _draws(self, batch_size: int, n: int, streams: Streams, width: int) -> Draws:
+        if _native is not None and n < COMPILED_BELOW and width <= SORTED_INSERTION:
+            return _Compiled(batch_size, n, streams, width, replace=False)
+
         def take(steps: int) -> Indices:
             if width > SORTED_INSERTION:
                 drawn = [[rng.choice(n, size=width, replace=False) for _ in range(steps)] for rng in streams]
@@ -214,6 +226,20 @@ SCHEMES: dict[str, type[Sampling]] = {
     "cyclic-epochs": CyclicEpochs,
     "online": Online,
 }
+
+
+class _Compiled:
+    """The batches that NumPy would draw, number by number, without its price for each call and each array."""
+
+    def __init__(self, batch_size: int, n: int, streams: Streams, width: int, replace: bool) -> None:
+        self.batch_size, self.n, self.width, self.replace = batch_size, n, width, replace
+        self.streams = list(streams)  # own the memory that the capsules point to
+        self.capsules = [rng.bit_generator.capsule for rng in streams]
+
+    def __call__(self, steps: int) -> Indices:
+        drawn = np.empty((len(self.streams), steps, self.width), np.int64)
+        _native.draw(self.capsules, self.n, self.replace, drawn)
+        return drawn[:, :, : self.batch_size]
 
 
 def distinct(uniform: NDArray[np.float64], n: int) -> Indices:

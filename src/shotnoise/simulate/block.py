@@ -33,7 +33,7 @@ Content = dict[str, NDArray[Any]]
 Watch = Callable[
     [int, State], None
 ]  # called after a step, or several at once, of which it sees the last; raises to stop
-NUMBERS_AHEAD = 2**20  # indices drawn at a time for all runs of a block
+NUMBERS_AHEAD = 2**18  # indices drawn at a time for all runs of a block
 POPULATION_AHEAD = 2**14  # numbers drawn at a time for one run of a population: fixed, since it decides the stream
 
 
