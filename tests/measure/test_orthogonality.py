@@ -104,6 +104,19 @@ def test_without_it_copies_appear_that_are_none(monkeypatch):
     assert (values > 9.99).sum() > 1, "of an eigenvalue that is single"
 
 
+def test_a_block_that_all_but_lies_within_the_basis(monkeypatch):
+    """What mending leaves of it is small, and so orthogonalised again before it counts as a direction."""
+    space = recurrence(monkeypatch, steps=20)[-1]
+    space.loss.most = 0
+    inside = torch.ones(1, 1, 20).double() @ space.Q[:, :20]
+    outside = torch.randn(inside.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    outside = outside - (outside @ space.Q[:, :20].mT) @ space.Q[:, :20]
+    coupling = space._advance(inside + 1e-9 * outside)
+    assert float((space.Q[0, :20] @ space.next[0].T).abs().max()) < 1e-11, "within what the basis itself has lost"
+    assert float(space.next.norm()) == pytest.approx(1, rel=1e-12)
+    assert float(coupling) == pytest.approx(1e-9 * float(outside.norm()), rel=1e-5)
+
+
 def test_where_residuals_bear_no_loss_every_row_is_orthogonalised(monkeypatch):
     monkeypatch.setattr(module, "LONG", 0)
     for dtype, tolerance, waits in (
