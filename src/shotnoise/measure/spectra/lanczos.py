@@ -26,7 +26,7 @@ from shotnoise.measure.spectra.orthogonality import Loss
 Product = Callable[[Tensor], Tensor]  # (R, b, p) -> (R, b, p), one symmetric operator for each of the R
 End = Literal["largest", "smallest", "both"]
 ENDS = ("largest", "smallest", "both")
-PACE = 1.15  # growth of the basis between looks at the Ritz pairs, which cost more the larger it is
+PACE = 1.15  # growth of the basis between looks at the Ritz pairs, which cost more than a product of short vectors
 CONFIRMING = 12  # products that may still show a pair that was passed over
 CANCELLED = 1e-2  # of its length: when less is left of a row, it is orthogonalised once more
 LONG = 2**17  # numbers in a vector; of shorter ones a pass over the basis is cheap
@@ -106,7 +106,8 @@ class _Space:
         self.Q = start.new_empty(self.runs, basis, self.p)
         self.T = start.new_zeros(self.runs, basis, basis, dtype=torch.float64)
         epsilon = torch.finfo(start.dtype).eps
-        watched = self.block == 1 and start.numel() >= LONG and Loss.can_wait(epsilon, tolerance)
+        self.is_long = start[:, 0].numel() >= LONG
+        watched = self.block == 1 and self.is_long and Loss.can_wait(epsilon, tolerance)
         self.loss = Loss(self.T, epsilon, tolerance) if watched else None
         self.generator = torch.Generator().manual_seed(0)
         self.next = self._orthonormal(start[:, : self.block])
@@ -125,16 +126,16 @@ class _Space:
 
     def extend(self, end: End, k: int, tolerance: float, most: int, at_least: int = 0) -> bool:
         """Grow until the wanted pairs seem to have converged; False where `most` products did not suffice."""
-        wanted, first = _wanted(end, k), self.products + at_least
+        wanted, first, pace = _wanted(end, k), self.products + at_least, 1 if self.is_long else PACE
         look = wanted + 2
         while not self.is_complete and self.products + self.block <= most:
             if self.is_full:
                 self.restart(_kept(end, wanted, self))
-                look = int(PACE * self.size) + 1
+                look = int(pace * self.size) + 1
             self.grow()
             if self.products < first or not (self.is_full or self.size >= look):
                 continue
-            look = int(PACE * self.size) + 1
+            look = int(pace * self.size) + 1
             if self.seems_converged(_picked(end, k, self.size), tolerance):
                 return True
         return self.is_complete
