@@ -30,7 +30,7 @@ PACE = 1.15  # growth of the basis between looks at the Ritz pairs, which cost m
 CONFIRMING = 12  # products that may still show a pair that was passed over
 CANCELLED = 1e-2  # of its length: when less is left of a row, it is orthogonalised once more
 LONG = 2**17  # numbers in a vector; of shorter ones a pass over the basis is cheap
-COLUMNS = 2**16  # of the basis at a time
+COLUMNS = 2**11  # of the basis at a time, what a processor's cache holds
 LOST = 1e-10  # of its length: a block of which orthogonalisation leaves less lies within the basis
 
 
@@ -196,7 +196,7 @@ class _Space:
         last = self.size - 1
         pair = torch.cat([self.Q[:, last : self.size], rest], 1)
         if last:
-            pair = torch.baddbmm(pair, pair @ self.Q[:, :last].mT, self.Q[:, :last], alpha=-1)
+            pair.baddbmm_(pair @ self.Q[:, :last].mT, self.Q[:, :last], alpha=-1)
         row, rest = pair[:, :1], pair[:, 1:]
         row = self.Q[:, last : self.size] = row / _lengths(row).to(row)
         return torch.baddbmm(rest, rest @ row.mT, row, alpha=-1)
@@ -235,15 +235,17 @@ class _Space:
     def multiplied(self, end: End, k: int) -> RitzPairs:
         """By Rayleigh and Ritz with the products of the picked vectors themselves."""
         picked = _picked(end, k, self.size)
-        x = self.eigen()[1][:, :, picked].mT.to(self.Q) @ self.Q[:, : self.size]
+        x = self.Q.new_empty(self.runs, len(picked), self.p)
+        _turn(self.eigen()[1][:, :, picked].mT, self.Q[:, : self.size], x)
         ax = self.product(x)
         self.products += len(picked)
         inner, image = (x @ x.mT).double(), (x @ ax.mT).double()
         whitening = torch.linalg.inv(torch.linalg.cholesky(inner))
         values, vectors = torch.linalg.eigh(whitening @ ((image + image.mT) / 2) @ whitening.mT)
         order = _picked(end, k, len(picked))
-        values, turn = values[:, order], (vectors.mT @ whitening)[:, order].to(x)
-        x, r = turn @ x, turn @ ax
+        values, turn, r = values[:, order], (vectors.mT @ whitening)[:, order], torch.empty_like(x)
+        _turn(turn, ax, r)
+        _turn(turn, x, x)
         residuals = _lengths(r.addcmul_(values[..., None].to(x), x, value=-1))[..., 0]
         return RitzPairs(values, x, residuals, self.scale(), self.products)
 
@@ -251,9 +253,7 @@ class _Space:
         """Ritz vectors instead of the basis; the next block stays orthogonal to them, and stays next."""
         values, vectors = self.eigen()
         s, count = vectors[:, :, kept].mT, len(kept)
-        by_type = s.to(self.Q)
-        for some in self.Q.split(COLUMNS, dim=2):
-            some[:, :count] = by_type @ some[:, : self.size]
+        _turn(s, self.Q[:, : self.size], self.Q[:, :count])
         if self.loss is not None:
             self.loss.rotate(s)
         self._couple(s @ self.coupling, 0)
@@ -308,6 +308,13 @@ def _factored(rows: Tensor) -> tuple[Tensor, Tensor]:
         return rows / left.clamp_min(torch.finfo(rows.dtype).tiny).to(rows), left
     quotient, triangle = torch.linalg.qr(rows.mT)
     return quotient.mT, triangle.diagonal(dim1=1, dim2=2).abs()[..., None]
+
+
+def _turn(s: Tensor, rows: Tensor, place: Tensor) -> None:
+    """s rows to `place`, which may be among the rows."""
+    s = s.to(rows)
+    for some, there in zip(rows.split(COLUMNS, dim=2), place.split(COLUMNS, dim=2), strict=True):
+        there.copy_(s @ some)
 
 
 def _lengths(rows: Tensor) -> Tensor:

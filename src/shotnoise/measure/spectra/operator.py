@@ -93,7 +93,7 @@ class Symmetric(LinearOperator):
 
         end: "largest" (descending), "smallest" (ascending) or "both", the k largest and then the k smallest.
         tolerance: of residuals, relative to the largest modulus of an eigenvalue; default 1e-6 in double and 1e-4 in
-        single precision. memory: bytes for the basis, beside which the pairs take four times their own. most: products
+        single precision. memory: bytes for the basis, beside which the pairs take three times their own. most: products
         with a vector, default 40 per pair; what has not converged by then is returned all the same, and `converged`
         says so.
         Raises InputError for k out of range or a memory that does not hold the pairs.
