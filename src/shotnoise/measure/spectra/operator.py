@@ -11,14 +11,14 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from shotnoise.errors import InputError
-from shotnoise.measure.spectra.lanczos import ENDS, End, lanczos
+from shotnoise.measure.spectra.lanczos import ENDS, LONG, End, lanczos
 
 Array = NDArray[np.float64]
 DENSE_LIMIT_BYTES = 2**30
 MEMORY = 2**30  # bytes that a basis may take
 TOLERANCES = {torch.float64: 1e-6}  # of residuals, relative to the largest eigenvalue
 LEAST_TOLERANCE = 1e-4  # in single precision
-SPARE = 40  # vectors of a basis beyond those wanted
+SPARE = 40  # vectors of a basis beyond four times those wanted; half of all where passes over it are what costs
 MOST = 40  # products per wanted pair, after which the search ends
 
 
@@ -93,8 +93,9 @@ class Symmetric(LinearOperator):
 
         end: "largest" (descending), "smallest" (ascending) or "both", the k largest and then the k smallest.
         tolerance: of residuals, relative to the largest modulus of an eigenvalue; default 1e-6 in double and 1e-4 in
-        single precision. memory: bytes for the basis and its image. most: products with a vector, default 40 per pair;
-        what has not converged by then is returned all the same, and `converged` says so.
+        single precision. memory: bytes for the basis, beside which the pairs take three times their own. most: products
+        with a vector, default 40 per pair; what has not converged by then is returned all the same, and `converged`
+        says so.
         Raises InputError for k out of range or a memory that does not hold the pairs.
         """
         p = self.shape[0]
@@ -105,27 +106,33 @@ class Symmetric(LinearOperator):
             where, highest = (" at both ends", p // 2) if end == "both" else ("", p)
             raise InputError(f"k={k} eigenpairs{where} of a matrix of {p} rows; ask for 1 to {highest}")
         tolerance = self.default_tolerance if tolerance is None else tolerance
-        each, least = 2 * p * torch.finfo(self.precision).bits // 8, min(p, wanted + 4)
+        each, least = p * torch.finfo(self.precision).bits // 8, min(p, wanted + 4)
         fitting = memory // each
         if fitting < least:
             raise InputError(
-                f"memory={memory} bytes hold {fitting} vectors of {p} numbers with their images; {wanted} eigenpairs "
+                f"memory={memory} bytes hold {fitting} vectors of {p} numbers; {wanted} eigenpairs "
                 f"need at least {least}: allow {least * each} bytes, or ask for fewer"
             )
-        basis = min(p, fitting, 4 * wanted + SPARE)
+        basis = 2 * wanted + SPARE // 2 if p >= LONG else 4 * wanted + SPARE
         start = torch.randn(1, 1, p, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         found = lanczos(
-            lambda v: self.product(v[0])[None],
+            lambda v: self._in_blocks(v[0])[None],
             start.to(self.device, self.precision),
             k,
             end=end,
             tolerance=tolerance,
-            basis=basis,
+            basis=min(p, fitting, basis),
             most=MOST * wanted + SPARE if most is None else most,
         )
         values, residuals = (t[0].cpu().numpy().astype(np.float64) for t in (found.values, found.residuals))
         vectors = found.vectors[0].double().cpu().numpy().T
         return Eigenpairs(values, vectors, residuals, tolerance, float(found.norms[0]), found.products)
+
+    def _in_blocks(self, vectors: Tensor) -> Tensor:
+        """A v for any number of them."""
+        if len(vectors) <= self.block:
+            return self.product(vectors)
+        return torch.cat([self.product(some) for some in vectors.split(self.block)])
 
     def to_dense(self) -> Array:
         """The matrix (p, p), made symmetric. Raises InputError where it would exceed 1 GiB."""
@@ -162,8 +169,7 @@ class Symmetric(LinearOperator):
 
     def _matmat(self, X: Array) -> Array:
         tensor = torch.as_tensor(np.array(X.T), dtype=self.precision, device=self.device)
-        parts = [self.product(some) for some in tensor.split(self.block)]
-        return torch.cat(parts).double().cpu().numpy().T
+        return self._in_blocks(tensor).double().cpu().numpy().T
 
     def _matvec(self, x: Array) -> Array:
         return self._matmat(np.asarray(x).reshape(-1, 1))[:, 0]
