@@ -8,7 +8,7 @@ namespace shotnoise {
 using Index = std::int64_t;
 
 enum class Activation { identity, relu, leaky_relu, tanh, sigmoid, softplus, gelu, gelu_tanh };
-enum class Loss { cross_entropy, mse };
+enum class Loss { cross_entropy, mse, logistic };  // logistic: labels 0 and 1 as classes, one output
 enum class Rule { sgd, averaged_momentum, heavy_ball, adam, adamw };
 
 struct Layer {
@@ -52,7 +52,7 @@ struct Job {
   Index runs, steps, updates;
   T* weights;              // (R, P), changed in place
   const T* inputs;         // (n, d), all samples
-  const void* targets;     // classes (n,) int64, or (n, outputs)
+  const void* targets;     // classes (n,) int64, or (n, outputs) for squared loss
   Index samples;           // n
   Index batch;             // b, 0: no minibatch at all
   const Index* indices;    // (R, T, b) with the strides below, or null:

@@ -485,6 +485,12 @@ class Block {
       } else {
         for (int l = 0; l < L; ++l) own[l] = Int(classes[places[s * L + l]]);
       }
+      if (net.loss == Loss::logistic) {  // log(1 + e^-m) for the margin m, and its slope -1 / (1 + e^m)
+        const V sign = own != 0 ? all<T>(1) : all<T>(-1), margin = sign * z[0], tail = exp_negative<T>(-abs<T>(margin));
+        loss += (margin < 0 ? -margin : V{}) + log1p<T>(tail);
+        slope[0] = -sign * share * ((margin > 0 ? tail : all<T>(1)) / (1 + tail));
+        continue;
+      }
       V top = z[0], sum{}, at_own{};
       for (Index a = 1; a < o; ++a) top = z[a] > top ? z[a] : top;
       for (Index a = 0; a < o; ++a) {
@@ -506,6 +512,7 @@ class Block {
     V right{};
     for (Index s = 0; s < m; ++s, z += o) {
       Mask<T> best{};
+      if (net.loss == Loss::logistic) best = z[0] > 0 ? best + 1 : best;
       V top = z[0];
       for (Index a = 1; a < o; ++a) {
         const Mask<T> larger = z[a] > top;

@@ -87,7 +87,8 @@ class Network {
       require(layer.weight + layer.outputs * layer.inputs <= parameters && layer.bias + layer.outputs <= parameters,
               "weights lie outside the parameters");
     net = {layers.data(), Index(layers.size()), parameters, widest,
-           one_of<Loss>({"cross_entropy", "mse"}, loss), l2};
+           one_of<Loss>({"cross_entropy", "mse", "logistic"}, loss), l2};
+    require(net.loss != Loss::logistic || net.outputs() == 1, "the logistic loss takes one output");
   }
   Network(const Network&) = delete;
 
@@ -191,12 +192,13 @@ void run(const Network& network, Matrix<T> weights, Matrix<const T> inputs, std:
                                                       std::to_string(net.inputs()) + " inputs of the network");
   job.weights = weights.data();
   job.inputs = inputs.data();
-  const bool classifies = net.loss == Loss::cross_entropy;
+  const bool classifies = net.loss != Loss::mse;
+  const Index labels = net.loss == Loss::logistic ? 2 : outputs;
   require(classifies ? classes && Index(classes->size()) == n
                      : targets && Index(targets->shape(0)) == n && Index(targets->shape(1)) == outputs,
-          "one target per sample is needed: classes for cross-entropy, else a matrix (samples, outputs)");
+          "one target per sample is needed: a matrix (samples, outputs) for squared loss, else classes");
   job.targets = classifies ? static_cast<const void*>(classes->data()) : targets->data();
-  if (classifies) check_range(classes->data(), n, outputs, "class", "outputs");
+  if (classifies) check_range(classes->data(), n, labels, "class", "classes");
 
   if (indices) {
     require(Index(indices->shape(0)) == R && Index(indices->shape(1)) == S && indices->stride(2) == 1,
@@ -216,7 +218,7 @@ void run(const Network& network, Matrix<T> weights, Matrix<const T> inputs, std:
             "one target is needed for each of the runs' own samples");
     job.own_inputs = own_inputs->data();
     job.own_targets = classifies ? static_cast<const void*>(own_classes->data()) : own_targets->data();
-    if (classifies) check_range(own_classes->data(), count, outputs, "class", "outputs");
+    if (classifies) check_range(own_classes->data(), count, labels, "class", "classes");
   }
   require(job.batch > 0 || !(indices || own_inputs), "a batch has at least one sample");
 

@@ -29,6 +29,9 @@ DOUBLE, SINGLE = torch.float64, torch.float32
 MEAN_LOSS = {  # written without the library
     "cross_entropy": F.cross_entropy,
     "mse": lambda outputs, targets: 0.5 * ((outputs - targets) ** 2).sum() / len(outputs),
+    "logistic": lambda outputs, targets: F.binary_cross_entropy_with_logits(
+        outputs.flatten(), targets.flatten().to(outputs)
+    ),
     log_cosh: lambda outputs, targets: log_cosh(outputs, targets).mean(),
 }
 BUILT = ("native",) if native.MODULE is not None else ()
@@ -76,6 +79,8 @@ class Case:
             outputs = call(model, inputs).detach()
             if self.targets is not None:
                 targets = self.targets(outputs)
+            elif self.loss == "logistic":
+                targets = torch.randint(0, 2, (N,))
             elif self.loss == "cross_entropy":
                 targets = torch.randint(0, outputs.shape[1], (N, *outputs.shape[2:]))
             else:
@@ -122,6 +127,14 @@ CASES = [
     Case("multi-output-no-bias", lambda: nn.Linear(3, 2, bias=False)),
     Case("softmax", lambda: nn.Linear(3, 4), loss="cross_entropy"),
     Case("softmax-no-bias-l2", lambda: nn.Linear(3, 4, bias=False), loss="cross_entropy", l2=0.2),
+    Case("logistic", lambda: nn.Linear(3, 1), loss="logistic"),
+    Case("logistic-no-bias-l2", lambda: nn.Linear(3, 1, bias=False), loss="logistic", l2=0.2),
+    Case("logistic-network", lambda: layers(3, 5, 4, 1, act=nn.ReLU), loss="logistic", l2=0.1,
+         targets=lambda outputs: (torch.arange(N)[:, None] % 3 == 0).to(outputs)),
+    Case("logistic-one-axis", lambda: Calls(lambda self, x: self.a(x)[:, 0], a=nn.Linear(3, 1)), loss="logistic",
+         takes=ANY, why_not=not_known("Calls")),
+    Case("logistic-item-by-item", lambda: layers(3, 4, 1), loss="logistic", takes=ANY, dataset=True,
+         why_not={"dense": "the inputs are not one tensor in memory"}),
     Case("deep-linear", lambda: nn.Sequential(nn.Linear(3, 4, bias=False), nn.Linear(4, 2, bias=False))),
     Case("relu", lambda: layers(3, 6, 4, act=nn.ReLU), loss="cross_entropy"),
     Case("relu-no-bias", lambda: layers(3, 6, 5, 2, act=nn.ReLU, bias=False), l2=0.1),
@@ -277,7 +290,13 @@ def everything(engine: Engine, weights: Tensor, classes: bool) -> list[Tensor]:
 
 
 def has_classes(case: Case) -> bool:
-    return case.loss == "cross_entropy" and case.targets is None
+    return case.loss == "logistic" or (case.loss == "cross_entropy" and case.targets is None)
+
+
+def share_right(case: Case, outputs: Tensor, targets: Tensor) -> Tensor:
+    if case.loss == "logistic":
+        return ((outputs.flatten() > 0) == (targets.flatten() == 1)).double().mean()
+    return (outputs.argmax(1) == targets).double().mean()
 
 
 @cache
@@ -287,7 +306,7 @@ def truth_of(case: Case, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]
     weights, (_, targets) = runs_of(problem), tensors_of(problem)
     each = [by_autograd(case, problem, w, torch.arange(N)) for w in weights]
     losses, gradients = (torch.stack([found[i] for found in each]) for i in (0, 1))
-    right = [(outputs.argmax(1) == targets).double().mean() for *_, outputs in each] if has_classes(case) else None
+    right = [share_right(case, outputs, targets) for *_, outputs in each] if has_classes(case) else None
     full = [losses, gradients, losses, *([] if right is None else [torch.stack(right)])]
     return list(expected(case, problem, weights, BATCHES)), full
 

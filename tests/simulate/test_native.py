@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -57,7 +58,10 @@ RULES = [
 
 @dataclass(frozen=True)
 class Case:
-    """A network with data, and runs of it; ends is how many inputs and outputs each layer has, in a row."""
+    """A network with data, and runs of it; ends is how many inputs and outputs each layer has, in a row.
+
+    The last is 1 for the logistic loss.
+    """
 
     ends: tuple[int, ...] = (4, 6, 3)
     activation: str = "tanh"
@@ -74,16 +78,15 @@ class Case:
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             parts: list[nn.Module] = []
-            for i, o in zip(self.ends, self.ends[1:], strict=False):
+            outputs = 1 if self.loss == "logistic" else self.ends[-1]
+            ends = (*self.ends[:-1], outputs)
+            for i, o in pairwise(ends):
                 parts += [nn.Linear(i, o, bias=self.bias), ACTIVATIONS[self.activation]()]
             x = torch.randn(self.samples, self.ends[0])
-            outputs = self.ends[-1]
-            y = (
-                torch.randint(outputs, (self.samples,))
-                if self.loss == "cross_entropy"
-                else torch.randn(len(x), outputs)
-            )
-            y = y if self.loss == "cross_entropy" else y.to(self.dtype)
+            if self.loss == "mse":
+                y = torch.randn(len(x), outputs).to(self.dtype)
+            else:
+                y = torch.randint(2 if self.loss == "logistic" else outputs, (self.samples,))
             return sn.Problem(nn.Sequential(*parts[:-1]).to(self.dtype), self.loss, x.to(self.dtype), y, l2=self.l2)
 
     def weights(self, problem: sn.Problem) -> Tensor:
@@ -99,7 +102,7 @@ cases = st.builds(
     Case,
     ends=st.lists(st.integers(1, 23), min_size=2, max_size=5).map(tuple),
     activation=st.sampled_from(list(ACTIVATIONS)),
-    loss=st.sampled_from(["cross_entropy", "mse"]),
+    loss=st.sampled_from(["cross_entropy", "mse", "logistic"]),
     dtype=st.sampled_from(list(EPS)),
     bias=st.booleans(),
     l2=st.sampled_from([0.0, 0.2, -0.1]),
@@ -169,6 +172,11 @@ def test_the_comparison_can_fail():
             replace(case, seed=1),
         ):
             assert not agrees(engine, case, wrong)
+        case = replace(case, loss="logistic")
+        engine = engine_of(case.problem())
+        assert agrees(engine, case)
+        engine.targets = 1 - engine.targets
+        assert not agrees(engine, case)
 
 
 TRAINED = [
@@ -177,12 +185,13 @@ TRAINED = [
     Case((5, 7, 6, 4), "relu", l2=-0.05, runs=11, batch=7),
     Case((4, 6, 3), "gelu", "mse", bias=False, runs=17),
     Case((4, 5, 3), "softplus", dtype=torch.float32),
+    Case((4, 5, 1), "sigmoid", "logistic", l2=0.05),
 ]
 EVERYTHING = [name for name in NAMED if name != "accuracy"]
 
 
 def simulated(case: Case, rule, engine: str, steps=6, **options):
-    record = EVERYTHING + ["accuracy"] * (case.loss == "cross_entropy")
+    record = EVERYTHING + ["accuracy"] * (case.loss != "mse")
     options = {"record": record, "initial": "resampled", "workers": 1} | options
     return sn.simulate(case.problem(), rule, case.batch, steps, case.runs, engine=engine, **options)
 
@@ -264,7 +273,7 @@ def test_a_run_is_the_same_in_any_company(dtype):
 
 
 @built
-@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+@pytest.mark.parametrize("loss", ["mse", "cross_entropy", "logistic"])
 @pytest.mark.parametrize("dtype", EPS, ids=str)
 def test_runs_diverge_at_the_same_step(dtype, loss):
     case = Case((3, 5, 2), "relu", loss, dtype, runs=20)
@@ -332,6 +341,27 @@ def test_the_loss_of_two_classes_is_softplus_of_their_difference(dtype, name):
     assert float((losses.double() - true).abs().max()) <= 300 * EPS[dtype]
     odd = torch.tensor([[0.0, torch.inf], [torch.nan, 0.0], [-torch.inf, -torch.inf], [0.0, 1.0]], dtype=dtype)
     assert engine_of(problem, name).full_losses(odd).isfinite().tolist() == [False, False, False, True]
+
+
+@built
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("dtype", EPS, ids=str)
+@pytest.mark.parametrize("label", [0, 1])
+def test_the_logistic_loss_keeps_its_relative_precision_on_both_sides(dtype, name, label):
+    one, target = torch.ones(1, 1, dtype=dtype), torch.tensor([label])
+    problem = sn.Problem(nn.Linear(1, 1, bias=False).to(dtype), "logistic", one, target)
+    most = 85 if dtype == torch.float32 else 700
+    f = torch.cat([torch.linspace(-most, most, 3001), torch.linspace(-2, 2, 500)]).to(dtype)
+    losses, slopes = engine_of(problem, name).minibatch(f[:, None], torch.zeros(len(f), 1, dtype=torch.int64))
+    wrong = f.double().numpy().astype(np.longdouble) * (1 - 2 * label)  # the margin, negated
+    small = np.exp(-np.abs(wrong))
+    true = np.maximum(wrong, 0) + np.log1p(small)
+    slope = (1 - 2 * label) * np.where(wrong > 0, 1, small) / (1 + small)
+    assert float(np.abs(losses.double().numpy() / true - 1).max()) <= 8 * EPS[dtype]
+    assert float(np.abs(slopes[:, 0].double().numpy() / slope - 1).max()) <= 8 * EPS[dtype]
+    torch.testing.assert_close(losses, -nn.functional.logsigmoid((2 * label - 1) * f), rtol=20 * EPS[dtype], atol=0)
+    odd = torch.tensor([[torch.nan], [torch.inf * (1 - 2 * label)], [1.0]], dtype=dtype)
+    assert engine_of(problem, name).full_losses(odd).isfinite().tolist() == [False, False, True]
 
 
 # What is refused.
@@ -407,7 +437,7 @@ def test_networks_and_data_that_do_not_fit_are_refused():
         native.MODULE.run(whole, weights, torch.zeros(5, 4), None, torch.zeros(5).long(), **options)
     with pytest.raises(ValueError, match="one target per sample is needed"):
         native.MODULE.run(whole, weights, torch.zeros(5, 3), None, torch.zeros(4).long(), **options)
-    with pytest.raises(ValueError, match="class 2 of 2 outputs"):
+    with pytest.raises(ValueError, match="class 2 of 2 classes"):
         native.MODULE.run(whole, weights, torch.zeros(5, 3), None, torch.full((5,), 2), **options)
 
 

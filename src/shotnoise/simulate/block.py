@@ -239,6 +239,7 @@ def _fresh(
         for k in range(ahead):
             some = slice(k * width, k * width + b)
             flat = population.finish(inputs[:, some].flatten(0, 1), targets[:, some].flatten(0, 1))
+            problem.loss_spec.check_targets(flat[1])
             x, y = tree_map(lambda t: t.view(len(streams), b, *t.shape[1:]), flat)
             yield x, y
 

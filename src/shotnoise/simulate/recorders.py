@@ -203,11 +203,11 @@ def _check(recorder: Recorder, problem: Problem, steps: int) -> None:
     if recorder.needs_classes:
         _, targets = problem.samples.batch(torch.arange(1))
         labels = isinstance(targets, Tensor) and targets.ndim == 1 and not targets.is_floating_point()
-        if problem.loss_name != "cross_entropy" or not labels:
+        if problem.loss_name != "logistic" and (problem.loss_name != "cross_entropy" or not labels):
             raise InputError(
-                f"record={recorder.name!r} needs one class index per sample and the loss 'cross_entropy'; the loss is "
-                f"{problem.loss_name!r}, the targets of a sample {getattr(targets, 'dtype', type(targets).__name__)} "
-                f"{tuple(getattr(targets, 'shape', ()))[1:]}"
+                f"record={recorder.name!r} needs the loss 'logistic', or 'cross_entropy' with one class index per "
+                f"sample; the loss is {problem.loss_name!r}, the targets of a sample "
+                f"{getattr(targets, 'dtype', type(targets).__name__)} {tuple(getattr(targets, 'shape', ()))[1:]}"
             )
     if recorder.steps is not None and not all(0 <= t <= steps for t in recorder.steps):
         raise InputError(f"{recorder.name}: steps {list(recorder.steps)} must lie between 0 and {steps}")

@@ -29,7 +29,7 @@ class Activation:
 
 
 class Dense(Engine):
-    """Stacks of Linear layers with elementwise activations; cross-entropy with class indices, or squared loss."""
+    """Stacks of Linear layers with elementwise activations under any named loss, cross-entropy with class indices."""
 
     key = "dense"
 
@@ -38,14 +38,14 @@ class Dense(Engine):
         self.layers = layers
         inputs, targets = data_of(problem)
         self.inputs = inputs.flatten(1).to(problem.device, problem.dtype).contiguous()
-        self.targets = targets.to(problem.device)
         self.classifies = problem.loss_spec == NAMED["cross_entropy"]
-        self.targets = self.targets.long() if self.classifies else self.targets.to(problem.dtype)
+        self.logistic = problem.loss_spec == NAMED["logistic"]
+        self.targets = self._targets(targets.to(problem.device), len(targets))
 
     def accuracies(self, weights: Tensor) -> Tensor:
         total = weights.new_zeros(len(weights), dtype=torch.float64)
         for x, y in self._slices(weights):
-            total += hits(self._forward(weights, x)[-1], y)
+            total += hits(self.problem, self._forward(weights, x)[-1], y)
         return total / len(self.inputs)
 
     def _minibatch(self, weights: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -54,8 +54,12 @@ class Dense(Engine):
             x = self.inputs.index_select(0, chosen).view(*batch.shape, -1)
             y = self.targets.index_select(0, chosen).view(*batch.shape, *self.targets.shape[1:])
         else:
-            x, y = batch[0].flatten(2), batch[1]
+            x, y = batch[0].flatten(2), self._targets(batch[1], *batch[1].shape[:2])
         return self._losses_and_gradients(weights, x, y, x.shape[1])
+
+    def _targets(self, targets: Tensor, *samples: int) -> Tensor:
+        """Classes (*samples), or numbers (*samples, outputs)."""
+        return targets.long() if self.classifies else targets.to(self.problem.dtype).reshape(*samples, -1)
 
     def _full(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         losses, gradients = torch.zeros_like(weights[:, 0]), torch.zeros_like(weights)
@@ -112,6 +116,10 @@ class Dense(Engine):
             losses = losses.add_(total.log()).sum((1, 2)).div_(count)
             d.div_(total).scatter_add_(-1, y, d.new_full((), -1.0).expand(y.shape))
             return losses, d.div_(count)
+        if self.logistic:  # through the margin, whose loss keeps its relative precision however small
+            signs = 2 * targets - 1
+            margins = outputs.mul_(signs)
+            return -F.logsigmoid(margins).sum((1, 2)).div_(count), margins.neg().sigmoid_().mul_(signs).div_(-count)
         residuals = outputs - targets
         return residuals.square().sum((1, 2)).div_(2 * count), residuals.div_(count)
 

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shotnoise.losses import right
 from shotnoise.problem import Problem
 from shotnoise.rules import Rule
 
@@ -73,7 +74,7 @@ class Engine(ABC):
 
     @abstractmethod
     def accuracies(self, weights: Tensor) -> Tensor:
-        """Share of all samples (R,) whose largest output is that of the target class."""
+        """Share of all samples (R,) that are classified right."""
 
     @abstractmethod
     def _minibatch(self, weights: Tensor, batch: Batch) -> tuple[Tensor, Tensor]: ...
@@ -90,6 +91,6 @@ class Engine(ABC):
         return losses + 0.5 * self.l2 * weights.square().sum(1), gradients.add_(weights, alpha=self.l2)
 
 
-def hits(outputs: Tensor, targets: Tensor) -> Tensor:
-    """How many of the samples (R, m, classes) are classified right, (R,)."""
-    return (outputs.argmax(-1) == targets).sum(-1, dtype=torch.float64)
+def hits(problem: Problem, outputs: Tensor, targets: Tensor) -> Tensor:
+    """How many of the samples are classified right, (R,); outputs (R, m, classes), or logits."""
+    return right(problem.loss_spec, outputs, targets).sum(-1, dtype=torch.float64)

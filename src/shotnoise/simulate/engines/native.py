@@ -60,7 +60,7 @@ class Optimizer:
 
 
 class Native(Engine):
-    """Stacks of Linear layers with elementwise activations; cross-entropy with class indices, or squared loss."""
+    """Stacks of Linear layers with elementwise activations under any named loss, cross-entropy with class indices."""
 
     key = "native"
 
@@ -69,7 +69,7 @@ class Native(Engine):
         assert MODULE is not None
         inputs, targets = data_of(problem)
         self.inputs = inputs.detach().flatten(1).to(problem.dtype).contiguous()
-        self.classifies = problem.loss_spec == NAMED["cross_entropy"]
+        self.labelled = problem.loss_spec != NAMED["mse"]
         self.targets = self._targets(targets.detach())
         self.instruction_set = instruction_set
         identity = Known("identity")
@@ -97,7 +97,7 @@ class Native(Engine):
         else:
             x = batch[0].flatten(2).contiguous()
             y = self._targets(batch[1].flatten(0, 1))
-            own = {"own_inputs": x, "own_classes": y} if self.classifies else {
+            own = {"own_inputs": x, "own_classes": y} if self.labelled else {
                 "own_inputs": x, "own_targets": y.view(*x.shape[:2], -1)}  # fmt: skip
         self.run(self.data_part, weights, wanted=[0], losses=losses, gradients=gradients, **own)
         return losses[0], gradients
@@ -116,15 +116,15 @@ class Native(Engine):
     def run(self, network: Any, weights: Tensor, *, wanted: Any, rates: Any = NO_UPDATE, **options: Any) -> None:
         """The kernel, on the data of the problem."""
         assert MODULE is not None
-        targets, classes = (None, self.targets) if self.classifies else (self.targets, None)
+        targets, classes = (None, self.targets) if self.labelled else (self.targets, None)
         MODULE.run(
             network, weights if weights.is_contiguous() else weights.contiguous(), self.inputs, targets, classes,
             wanted=np.asarray(wanted, np.uint8), rates=rates, threads=self.threads, set=self.instruction_set, **options,
         )  # fmt: skip
 
     def _targets(self, targets: Tensor) -> Tensor:
-        if self.classifies:
-            return targets.long().contiguous()
+        if self.labelled:
+            return targets.flatten().long().contiguous()
         return targets.flatten(1).to(self.problem.dtype).contiguous()
 
 
