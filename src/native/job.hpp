@@ -7,7 +7,8 @@ namespace shotnoise {
 
 using Index = std::int64_t;
 
-enum class Activation { identity, relu, leaky_relu, tanh, sigmoid, softplus, gelu, gelu_tanh };
+// From GELU on their slope is no function of the output.
+enum class Activation { identity, relu, leaky_relu, tanh, sigmoid, softplus, gelu, gelu_tanh, polynomial };
 enum class Loss { cross_entropy, mse, logistic };  // logistic: labels 0 and 1 as classes, one output
 enum class Rule { sgd, averaged_momentum, heavy_ball, adam, adamw };
 
@@ -15,7 +16,8 @@ struct Layer {
   Index outputs, inputs;
   Index weight, bias;  // first entry among the P parameters; bias -1: none
   Activation activation;
-  double slope;  // of leaky ReLU
+  const double* constants;  // slope of leaky ReLU; c_0, c_1, ... of a polynomial
+  Index constant_count;
 };
 
 struct Net {

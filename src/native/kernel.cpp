@@ -142,7 +142,7 @@ void activate(const Layer& layer, Vector<T>* z, Vector<T>* slopes, Index count) 
   const auto each = [&](auto function) {
     for (Index i = 0; i < count; ++i) z[i] = function(z[i]);
   };
-  const T slope = T(layer.slope);
+  const T slope = layer.constant_count ? T(layer.constants[0]) : T(0);
   switch (layer.activation) {
     case Activation::identity: return;
     case Activation::relu: return each([](Vector<T> h) { return h <= 0 ? Vector<T>{} : h; });
@@ -165,6 +165,18 @@ void activate(const Layer& layer, Vector<T>* z, Vector<T>* slopes, Index count) 
         slopes[i] = T(0.5) * ((1 + bent) + h * (1 - bent * bent) * factor * (1 + 3 * cubic * square));
         z[i] = T(0.5) * h * (1 + bent);
       }
+      return;
+    case Activation::polynomial:  // Horner's scheme, and once more on its partial values for the slope
+      for (Index i = 0; i < count; ++i) {
+        const Vector<T> h = z[i];
+        Vector<T> value = all<T>(T(layer.constants[layer.constant_count - 1])), steep{};
+        for (Index k = layer.constant_count - 2; k >= 0; --k) {
+          steep = steep * h + value;
+          value = value * h + T(layer.constants[k]);
+        }
+        slopes[i] = steep;
+        z[i] = value;
+      }
   }
 }
 
@@ -175,7 +187,7 @@ void slope_back(const Layer& layer, Vector<T>* d, const Vector<T>* z, const Vect
     for (Index i = 0; i < count; ++i) d[i] = function(d[i], z[i]);
   };
   using V = Vector<T>;
-  const T slope = T(layer.slope);
+  const T slope = layer.constant_count ? T(layer.constants[0]) : T(0);
   switch (layer.activation) {
     case Activation::identity: return;
     case Activation::relu: return each([](V g, V out) { return out <= 0 ? V{} : g; });
@@ -186,12 +198,13 @@ void slope_back(const Layer& layer, Vector<T>* d, const Vector<T>* z, const Vect
       return each([](V g, V out) { return out > 20 ? g : -g * expm1_negative<T>(-out); });
     case Activation::gelu:
     case Activation::gelu_tanh:
+    case Activation::polynomial:
       for (Index i = 0; i < count; ++i) d[i] *= slopes[i];
   }
 }
 
 bool needs_slopes(const Layer& layer) {
-  return layer.activation == Activation::gelu || layer.activation == Activation::gelu_tanh;
+  return layer.activation >= Activation::gelu;
 }
 
 // Sums over many numbers in four parts, for speed and for precision.

@@ -69,17 +69,22 @@ E one_of(const std::vector<std::string>& names, const std::string& name) {
 
 class Network {
  public:
-  using Row = std::tuple<Index, Index, Index, Index, std::string, double>;
+  using Row = std::tuple<Index, Index, Index, Index, std::string, std::vector<double>>;
 
   Network(const std::vector<Row>& rows, const std::string& loss, double l2) {
     const std::vector<std::string> activations = {"identity", "relu",     "leaky_relu", "tanh",
-                                                  "sigmoid",  "softplus", "gelu",       "gelu_tanh"};
+                                                  "sigmoid",  "softplus", "gelu",       "gelu_tanh", "polynomial"};
     require(!rows.empty(), "a network has at least one layer");
     Index parameters = 0, widest = 0;
-    for (const auto& [outputs, inputs, weight, bias, activation, slope] : rows) {
+    for (const auto& row : rows) constants.push_back(std::get<5>(row));
+    for (const auto& [outputs, inputs, weight, bias, name, _] : rows) {
       require(outputs > 0 && inputs > 0 && weight >= 0 && bias >= -1, "sizes of layers are positive");
       require(layers.empty() || layers.back().outputs == inputs, "a layer's inputs are the outputs of the one before");
-      layers.push_back({outputs, inputs, weight, bias, one_of<Activation>(activations, activation), slope});
+      const Activation activation = one_of<Activation>(activations, name);
+      const std::vector<double>& own = constants[layers.size()];
+      require(activation == Activation::polynomial ? !own.empty() : own.size() == (activation == Activation::leaky_relu),
+              "a leaky ReLU has one constant, a polynomial at least one, other activations none");
+      layers.push_back({outputs, inputs, weight, bias, activation, own.data(), Index(own.size())});
       parameters += outputs * inputs + (bias >= 0 ? outputs : 0);
       widest = std::max({widest, outputs, inputs});
     }
@@ -92,6 +97,7 @@ class Network {
   }
   Network(const Network&) = delete;
 
+  std::vector<std::vector<double>> constants;  // what the layers point to
   std::vector<Layer> layers;
   Net net;
 };

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 import shotnoise as sn
 from model_cases import Calls, Doubled, frozen, tied_linears
 from shotnoise.errors import InputError
+from shotnoise.models import Polynomial
 from shotnoise.simulate.engines import ENGINES, Engine, choose, dense, native, stacked
 from shotnoise.simulate.engines.dense import Dense
 from shotnoise.simulate.engines.stacked import Stacked
@@ -100,6 +101,11 @@ def layers(*sizes: int, act: Callable[[], nn.Module] = nn.Tanh, bias: bool = Tru
     return nn.Sequential(*parts[:-1])
 
 
+class Shifted(Polynomial):
+    def forward(self, z):
+        return super().forward(z) + 1
+
+
 def hooked(model: nn.Module) -> nn.Module:
     model[0].register_forward_hook(lambda module, args, output: output * 2)
     return model
@@ -151,6 +157,11 @@ CASES = [
     Case("nested", lambda: nn.Sequential(nn.Sequential(nn.Flatten(), nn.Identity(), nn.Linear(6, 5)), nn.Sequential(
         nn.Sequential(nn.ReLU()), layers(5, 4, 3))), (3, 2), "cross_entropy", l2=0.2),
     Case("no-act-between", lambda: nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2))),
+    Case("polynomial", lambda: layers(3, 5, 4, 2, act=lambda: Polynomial([0.3, 1.0, -0.2, 0.05])), l2=0.1),
+    Case("polynomial-no-bias", lambda: layers(3, 5, 4, act=lambda: Polynomial([0.0, 0.5, 0.1]), bias=False),
+         loss="cross_entropy"),
+    Case("polynomial-of-ones-own", lambda: layers(3, 5, 2, act=lambda: Shifted([0.0, 0.5, 0.1])), takes=ANY,
+         why_not=not_known("Shifted")),
     Case("gelu", lambda: layers(3, 5, 2, act=nn.GELU), takes=(*BUILT, *ANY), why_not=not_known("GELU")),
     Case("leaky-flat", lambda: layers(3, 5, 2, act=lambda: nn.LeakyReLU(0.0)), takes=ANY,
          why_not=not_known("LeakyReLU")),

@@ -14,12 +14,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import special
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import shotnoise as sn
 from shotnoise.cli import app
 from shotnoise.errors import InputError
+from shotnoise.models import Polynomial
+from shotnoise.predict import networks
 from shotnoise.rules import SGD, Adam, AdamW, AveragedMomentum, Clipped, HeavyBall, RMSProp
 from shotnoise.schedules import InverseTime
 from shotnoise.simulate.engines import choose, native
@@ -39,6 +42,8 @@ ACTIVATIONS = {
     "softplus": nn.Softplus,
     "gelu": nn.GELU,
     "gelu-tanh": lambda: nn.GELU("tanh"),
+    "quadratic": lambda: Polynomial([0.1, 0.8, -0.07]),
+    "quintic": lambda: Polynomial([-0.2, 0.7, 0.0, -0.05, 0.01, 0.002]),
 }
 RULES = [
     SGD(0.3),
@@ -167,6 +172,7 @@ def test_the_comparison_can_fail():
         assert agrees(engine, case)
         for wrong in (
             replace(case, activation="sigmoid"),
+            replace(case, activation="quadratic"),
             replace(case, l2=0.01),
             replace(case, samples=14),
             replace(case, seed=1),
@@ -186,6 +192,7 @@ TRAINED = [
     Case((4, 6, 3), "gelu", "mse", bias=False, runs=17),
     Case((4, 5, 3), "softplus", dtype=torch.float32),
     Case((4, 5, 1), "sigmoid", "logistic", l2=0.05),
+    Case((4, 6, 5, 3), "quadratic", "mse"),
 ]
 EVERYTHING = [name for name in NAMED if name != "accuracy"]
 
@@ -286,6 +293,32 @@ def test_runs_diverge_at_the_same_step(dtype, loss):
     assert np.array_equal(found["divergence_step"], true["divergence_step"])
 
 
+def test_a_polynomial_student_has_the_exact_variance():
+    """The polynomial in 1/b from fractions, at an alarm of 1e-6; another coefficient is told from it."""
+    student, teacher = [[[1, -0.5], [0.25, 0.5], [-1, 0.5]], [[0.5, -1, 1]]], [[[1, 0.5]]]
+    points, rate, sizes, ALARM = [[1, 0], [0, 1], [-1, 0.5]], 0.125, [1, 2, 5], 1e-6
+    coefficients, wrong = [0.25, 1, -0.5], [0.25, 1, -0.4]
+    parts = [nn.Linear(2, 3, bias=False), Polynomial(coefficients), nn.Linear(3, 1, bias=False)]
+    model = nn.Sequential(*parts).double()
+    with torch.no_grad():
+        for layer, W in zip((model[0], model[2]), student, strict=True):
+            layer.weight.copy_(torch.tensor(W))
+    x = torch.tensor(points, dtype=torch.float64)
+    problem = sn.Problem(model, "mse", x, x @ torch.tensor(teacher[0], dtype=torch.float64).T)
+    exact = [
+        networks.gradient_variance_polynomial(
+            student, teacher, rate, 1, 1, activation=c, inputs=networks.Points(points)
+        )
+        for c in (coefficients, wrong)
+    ]
+    name, limit = "layer_gradient_variance", special.ndtri(1 - ALARM / 2 / len(sizes))
+    for engine in (["native"] if native.MODULE is not None else []) + ["dense"]:
+        runs = sn.simulate(problem, SGD(rate), sizes, 1, 8000, record=name, engine=engine, workers=1)
+        at, error = (runs[what].isel(step=1, layer=1).values for what in (name, f"{name}_stderr"))
+        right, broken = (np.abs((at - [float(found(b)) for b in sizes]) / error).max() for found in exact)
+        assert right < limit < broken, engine
+
+
 # Elementary functions, seen through a net of one unit: the gradient of the second weight at 0 with target -1 is z itself.
 
 
@@ -325,6 +358,18 @@ def test_elementary_functions_are_right_to_a_few_units_in_the_last_place(activat
     assert float(((found.double() - true) / true).abs().max()) <= 6 * EPS[dtype]
     absolute = 6 * EPS[dtype] * true_slope.max()  # 1 - z^2 cannot do better at saturation
     assert float((slope.double() - true_slope).abs().max()) <= absolute
+
+
+@built
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("dtype", EPS, ids=str)
+@pytest.mark.parametrize("coefficients", [(2, -3), (1, 0, 2), (0, 0, 0, 1), (-1, 2, 0, 0, 3, -1, 0, 1)])
+def test_polynomials_of_whole_numbers_are_exact(coefficients, dtype, name, monkeypatch):
+    monkeypatch.setitem(ACTIVATIONS, "whole", lambda: Polynomial(coefficients))
+    h = torch.arange(-4, 5)
+    value, slope = through("whole", h.to(dtype), name)
+    assert value.tolist() == [sum(c * x**k for k, c in enumerate(coefficients)) for x in h.tolist()]
+    assert slope.tolist() == [sum(k * c * x ** (k - 1) for k, c in enumerate(coefficients) if k) for x in h.tolist()]
 
 
 @built
@@ -420,14 +465,18 @@ def test_what_does_not_fit_is_refused_at_the_door(changes, error, message):
 
 @built
 def test_networks_and_data_that_do_not_fit_are_refused():
-    network, row = native.MODULE.Network, (2, 3, 0, 6, "relu", 0.0)
+    network, row = native.MODULE.Network, (2, 3, 0, 6, "relu", [])
     for layers, loss, message in (
         ([], "mse", "at least one layer"),
-        ([row, (2, 3, 8, 14, "relu", 0.0)], "mse", "a layer's inputs are the outputs of the one before"),
-        ([(2, 3, 0, 7, "relu", 0.0)], "mse", "weights lie outside the parameters"),
-        ([(2, 0, 0, -1, "relu", 0.0)], "mse", "sizes of layers are positive"),
-        ([(2, 3, 0, 6, "step", 0.0)], "mse", "'step' is not known"),
+        ([row, (2, 3, 8, 14, "relu", [])], "mse", "a layer's inputs are the outputs of the one before"),
+        ([(2, 3, 0, 7, "relu", [])], "mse", "weights lie outside the parameters"),
+        ([(2, 0, 0, -1, "relu", [])], "mse", "sizes of layers are positive"),
+        ([(2, 3, 0, 6, "step", [])], "mse", "'step' is not known"),
         ([row], "hinge", "'hinge' is not known"),
+        ([row], "logistic", "the logistic loss takes one output"),
+        ([(*row[:4], "polynomial", [])], "mse", "a polynomial at least one"),
+        ([(*row[:4], "leaky_relu", [])], "mse", "a leaky ReLU has one constant"),
+        ([(*row[:4], "relu", [1.0])], "mse", "other activations none"),
     ):
         with pytest.raises(ValueError, match=message):
             network(layers, loss, 0.0)
@@ -437,6 +486,9 @@ def test_networks_and_data_that_do_not_fit_are_refused():
         native.MODULE.run(whole, weights, torch.zeros(5, 4), None, torch.zeros(5).long(), **options)
     with pytest.raises(ValueError, match="one target per sample is needed"):
         native.MODULE.run(whole, weights, torch.zeros(5, 3), None, torch.zeros(4).long(), **options)
+    single = network([(1, 3, 0, -1, "relu", [])], "logistic", 0.0)
+    with pytest.raises(ValueError, match="class -1 of 2 classes"):
+        native.MODULE.run(single, weights[:, :3].contiguous(), torch.zeros(5, 3), None, torch.full((5,), -1), **options)
     with pytest.raises(ValueError, match="class 2 of 2 classes"):
         native.MODULE.run(whole, weights, torch.zeros(5, 3), None, torch.full((5,), 2), **options)
 

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from shotnoise.fully_connected import Layer, data_of
 from shotnoise.losses import NAMED
+from shotnoise.models import Polynomial
 from shotnoise.problem import Problem
 from shotnoise.simulate.engines.engine import SAMPLES_BYTES, Batch, Engine, hits
 
 
 @dataclass(frozen=True)
 class Activation:
-    """z = forward(h), and the gradient at h from that at z and from z itself."""
+    """z = forward(h), in place or not, and the gradient at h from that at z and from what `forward` has left in h."""
 
     forward: Callable[[Tensor], Tensor]
     backward: Callable[[Tensor, Tensor], Tensor]
@@ -45,7 +46,7 @@ class Dense(Engine):
     def accuracies(self, weights: Tensor) -> Tensor:
         total = weights.new_zeros(len(weights), dtype=torch.float64)
         for x, y in self._slices(weights):
-            total += hits(self.problem, self._forward(weights, x)[-1], y)
+            total += hits(self.problem, self._forward(weights, x)[0][-1], y)
         return total / len(self.inputs)
 
     def _minibatch(self, weights: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -72,12 +73,12 @@ class Dense(Engine):
     def _full_losses(self, weights: Tensor) -> Tensor:
         losses = torch.zeros_like(weights[:, 0])
         for x, y in self._slices(weights):
-            losses += self._loss(self._forward(weights, x)[-1], y, len(self.inputs))[0]
+            losses += self._loss(self._forward(weights, x)[0][-1], y, len(self.inputs))[0]
         return losses
 
     def _losses_and_gradients(self, weights: Tensor, x: Tensor, y: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """x: (R, m, d), or (m, d) for all runs alike. Sums over these m samples divided by `count`."""
-        states = self._forward(weights, x)
+        states, left = self._forward(weights, x)
         losses, d = self._loss(states.pop(), y, count)
         slopes: list[Tensor] = []  # from the last parameter to the first
         for k in reversed(range(len(self.layers))):
@@ -88,12 +89,12 @@ class Dense(Engine):
             if k:
                 d = torch.bmm(d, _matrix(weights, layer))
                 before = self.layers[k - 1].activation
-                d = d if before is None else before.backward(d, z)
+                d = d if before is None else before.backward(d, left[k - 1])
         return losses, torch.cat(slopes[::-1], 1)
 
-    def _forward(self, weights: Tensor, x: Tensor) -> list[Tensor]:
-        """The inputs of every layer and the outputs of the last, (R, m, width) each."""
-        states = [x]
+    def _forward(self, weights: Tensor, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """The inputs of every layer with the outputs of the last, (R, m, width) each, and what is left in every h."""
+        states, left = [x], []
         for layer in self.layers:
             z, matrix = states[-1], _matrix(weights, layer)
             h = _shared_forward(z, matrix) if z.ndim == 2 else None
@@ -103,7 +104,8 @@ class Dense(Engine):
                 c = weights[:, None, layer.bias]
                 h = torch.baddbmm(c, z, matrix.mT) if h is None else h.add_(c)
             states.append(h if layer.activation is None else layer.activation.forward(h))
-        return states
+            left.append(h)
+        return states, left
 
     def _loss(self, outputs: Tensor, targets: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Losses (R,) and the gradient at the outputs, both divided by `count`."""
@@ -141,6 +143,8 @@ def activation_of(module: nn.Module) -> Activation | None:
     if isinstance(module, nn.LeakyReLU) and kind is nn.LeakyReLU and module.negative_slope > 0:
         slope = module.negative_slope
         return Activation(lambda h: F.leaky_relu_(h, slope), lambda d, z: aten.leaky_relu_backward(d, z, slope, True))
+    if isinstance(module, Polynomial) and kind is Polynomial:
+        return Activation(module.forward, lambda d, h: d * module.slope(h))
     return None
 
 

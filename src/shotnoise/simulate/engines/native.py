@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from shotnoise import rules
 from shotnoise.fully_connected import Layer, data_of, layers_of
 from shotnoise.losses import NAMED
+from shotnoise.models import Polynomial
 from shotnoise.problem import Problem
 from shotnoise.rules import Rule
 from shotnoise.simulate.engines.engine import Batch, Engine, Trainer
@@ -48,7 +49,7 @@ class Known:
     """An activation that the kernel has, by its name there."""
 
     name: str
-    slope: float = 0.0
+    constants: tuple[float, ...] = ()  # slope of a leaky ReLU, coefficients of a polynomial
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Native(Engine):
         self.instruction_set = instruction_set
         identity = Known("identity")
         rows = [
-            (x.outputs, x.inputs, x.weight.start, -1 if x.bias is None else x.bias.start, a.name, a.slope)
+            (x.outputs, x.inputs, x.weight.start, -1 if x.bias is None else x.bias.start, a.name, list(a.constants))
             for x in layers
             for a in [x.activation or identity]
         ]
@@ -185,11 +186,13 @@ def known(module: nn.Module) -> Known | None:
         case nn.ReLU() | nn.Tanh() | nn.Sigmoid() if type(module) in (nn.ReLU, nn.Tanh, nn.Sigmoid):
             return Known(type(module).__name__.lower())
         case nn.LeakyReLU() if type(module) is nn.LeakyReLU and module.negative_slope > 0:
-            return Known("leaky_relu", module.negative_slope)
+            return Known("leaky_relu", (module.negative_slope,))
         case nn.Softplus() if type(module) is nn.Softplus and (module.beta, module.threshold) == (1, 20):
             return Known("softplus")
         case nn.GELU() if type(module) is nn.GELU:
             return Known("gelu" if module.approximate == "none" else "gelu_tanh")
+        case Polynomial() if type(module) is Polynomial:
+            return Known("polynomial", module.coefficients)
     return None
 
 
