@@ -2,6 +2,7 @@
 
 from decimal import Decimal, localcontext
 
+import cloudpickle
 import pytest
 import torch
 import torch.nn.functional as F
@@ -181,3 +182,8 @@ def test_logits_above_zero_stand_for_label_1(shape):
     outputs = torch.tensor([[1.0, -2.0, 0.0], [-1.0, 5.0, 0.1]]).view(shape)
     found = losses.right(losses.NAMED["logistic"], outputs, torch.tensor([1, 0, 0]))
     assert found.tolist() == [[True, True, True], [False, False, False]]
+
+
+@pytest.mark.parametrize("name", losses.NAMED)
+def test_a_named_loss_is_known_in_another_process(name):
+    assert cloudpickle.loads(cloudpickle.dumps(losses.NAMED[name])) == losses.NAMED[name]

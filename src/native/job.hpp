@@ -44,7 +44,16 @@ struct Optimizer {
 };
 
 // What is looked at before update t, as bits of Job::wanted[t].
-enum Wanted : std::uint8_t { full_loss = 1, full_gradient = 2, accuracy = 4, gradient_norm = 8, cosine = 16 };
+enum Wanted : std::uint8_t {
+  full_loss = 1,
+  full_gradient = 2,
+  accuracy = 4,
+  gradient_norm = 8,
+  cosine = 16,
+  keep_weights = 32,  // and to keep all of them
+  keep_gradient = 64,
+  keep_full_gradient = 128,
+};
 
 // R runs, T steps. Matrices are row-major, (R, P) with one run per row, (T, R) with one step per row; what may be null is
 // not wanted. A pass of `batch` samples is made at every step, an update at the first `updates` of them.
@@ -69,6 +78,7 @@ struct Job {
   T* before;               // (R, P) in: the gradient of the step before; out: the last one
   T* gradients;            // (R, P) out, the last minibatch gradient
   T* full_gradients;       // (R, P) out, the last full gradient
+  T *kept_weights, *kept_gradients, *kept_full_gradients;  // (K R, P) out, of the K steps at which the bit is set
   T *losses, *gradient_norms, *cosines, *full_losses, *full_norms, *accuracies;  // (T, R) out
 };
 

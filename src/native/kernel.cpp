@@ -260,12 +260,16 @@ class Block {
     in(weights, job.weights);
     for (int m = 0; m < memories; ++m) in(memory[m], job.memory[m]);
     if (job.before) in(before, job.before);
+    T *kept = job.kept_weights, *kept_gradient = job.kept_gradients, *kept_full = job.kept_full_gradients;
     for (Index t = 0; t < job.steps; ++t) {
       if (stopped(job.batch)) return;
       look(t);
+      if (job.wanted[t] & keep_weights) keep(kept, weights);
+      if (job.wanted[t] & keep_full_gradient) keep(kept_full, full);
       if (!job.batch) continue;
       const bool at_once = descends(t);
       out(job.losses, t, minibatch(t, at_once));
+      if (job.wanted[t] & keep_gradient) keep(kept_gradient, gradient);
       if (job.wanted[t] & (gradient_norm | cosine) || job.optimizer.max_norm) observe(t);
       if (t < job.updates && !at_once) update(t);
       if (job.before) swap(gradient, before);
@@ -313,6 +317,11 @@ class Block {
       for (Index l = 0; l < runs; ++l) to[(first + l) * P + p] = from[p][l];
   }
 
+  void keep(T*& to, const V* from) const {
+    out(to, from);
+    to += job.runs * net.parameters;
+  }
+
   void out(T* to, Index t, V values) const {
     if (to)
       for (Index l = 0; l < runs; ++l) to[t * job.runs + first + l] = values[l];
@@ -348,7 +357,7 @@ class Block {
   bool descends(Index t) const {
     const Optimizer& rule = job.optimizer;
     const bool plain = rule.rule == Rule::sgd && rule.momentum == 0 && rule.max_norm == 0 && net.l2 == 0;
-    const bool unseen = !(job.wanted[t] & (gradient_norm | cosine)) && !job.before && !job.gradients;
+    const bool unseen = !(job.wanted[t] & (gradient_norm | cosine | keep_gradient)) && !job.before && !job.gradients;
     return plain && unseen && t < job.updates && job.batch <= most;
   }
 

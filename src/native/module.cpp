@@ -186,7 +186,8 @@ void run(const Network& network, Matrix<T> weights, Matrix<const T> inputs, std:
          std::optional<Matrix<T>> full_gradients, std::optional<Matrix<T>> losses,
          std::optional<Matrix<T>> gradient_norms, std::optional<Matrix<T>> cosines,
          std::optional<Matrix<T>> full_losses, std::optional<Matrix<T>> full_norms,
-         std::optional<Matrix<T>> accuracies, Index threads, const std::string& set) {
+         std::optional<Matrix<T>> accuracies, std::optional<Matrix<T>> kept_weights,
+         std::optional<Matrix<T>> kept_gradients, std::optional<Matrix<T>> kept_full_gradients, Index threads, const std::string& set) {
   const Net& net = network.net;
   Job<T> job{};
   job.net = &net;
@@ -247,10 +248,21 @@ void run(const Network& network, Matrix<T> weights, Matrix<const T> inputs, std:
   job.full_losses = matrix(full_losses, S, R, "full_losses");
   job.full_norms = matrix(full_norms, S, R, "full_norms");
   job.accuracies = matrix(accuracies, S, R, "accuracies");
+  Index weights_kept = 0, gradients_kept = 0, full_kept = 0;
   for (Index t = 0; t < S; ++t) {
+    weights_kept += (job.wanted[t] & keep_weights) != 0;
+    gradients_kept += (job.wanted[t] & keep_gradient) != 0;
+    full_kept += (job.wanted[t] & keep_full_gradient) != 0;
+    require(!(job.wanted[t] & keep_full_gradient) || job.wanted[t] & full_gradient, "no full gradient to keep");
     require(!(job.wanted[t] & accuracy) || classifies, "accuracy needs classes");
     require(!(job.wanted[t] & cosine) || job.before, "a cosine needs the gradient before");
   }
+  require(gradients_kept == 0 || job.batch > 0, "a gradient to keep needs a batch");
+  require((kept_weights || !weights_kept) && (kept_gradients || !gradients_kept) && (kept_full_gradients || !full_kept),
+          "there is no room for what is to be kept");
+  job.kept_weights = matrix(kept_weights, weights_kept * R, P, "kept_weights");
+  job.kept_gradients = matrix(kept_gradients, gradients_kept * R, P, "kept_gradients");
+  job.kept_full_gradients = matrix(kept_full_gradients, full_kept * R, P, "kept_full_gradients");
   require(threads >= 1, "at least one thread");
   if (R == 0 || S == 0) return;
   if constexpr (sizeof(T) == 4) {
@@ -271,7 +283,8 @@ void bind_run(nb::module_& m) {
         optional("own_classes"), "rule"_a = "sgd", "options"_a = std::vector<double>(6, 0.0),
         array("memory") = nb::list(), array("rates"), "first"_a = 0, array("wanted"), optional("before"),
         optional("gradients"), optional("full_gradients"), optional("losses"), optional("gradient_norms"),
-        optional("cosines"), optional("full_losses"), optional("full_norms"), optional("accuracies"), "threads"_a = 1,
+        optional("cosines"), optional("full_losses"), optional("full_norms"), optional("accuracies"),
+        optional("kept_weights"), optional("kept_gradients"), optional("kept_full_gradients"), "threads"_a = 1,
         "set"_a = "");
 }
 

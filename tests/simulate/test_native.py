@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from dataclasses import dataclass, replace
+from importlib import import_module
 from itertools import pairwise
 
 import numpy as np
@@ -26,7 +27,17 @@ from shotnoise.predict import networks
 from shotnoise.rules import SGD, Adam, AdamW, AveragedMomentum, Clipped, HeavyBall, RMSProp
 from shotnoise.schedules import InverseTime
 from shotnoise.simulate.engines import choose, native
-from shotnoise.simulate.engines.native import ACCURACY, COSINE, FULL_GRADIENT, FULL_LOSS, GRADIENT_NORM, Native
+from shotnoise.simulate.engines.native import (
+    ACCURACY,
+    COSINE,
+    FULL_GRADIENT,
+    FULL_LOSS,
+    GRADIENT_NORM,
+    KEEP_FULL_GRADIENT,
+    KEEP_GRADIENT,
+    KEEP_WEIGHTS,
+    Native,
+)
 from shotnoise.simulate.engines.stacked import OneByOne
 from shotnoise.simulate.recorders import NAMED
 
@@ -128,6 +139,8 @@ def engine_of(problem: sn.Problem, name: str = "") -> Native:
 
 def close(found: Tensor, true: Tensor, units: float = 2000) -> bool:
     """Equal but for rounding, on the scale of each run."""
+    if not len(true):
+        return len(found) == 0
     scale = true.abs().reshape(len(true), -1).amax(1) + EPS[true.dtype]
     difference = (found - true).abs().reshape(len(true), -1).amax(1)
     return found.dtype == true.dtype and bool((difference <= units * EPS[true.dtype] * scale).all())
@@ -247,24 +260,88 @@ def test_rules_that_the_kernel_lacks_go_by_torch_step_by_step():
 @given(case=cases, rule=st.sampled_from(RULES), name=st.sampled_from(SETS), threads=st.integers(1, 4))
 @settings(max_examples=40, deadline=None)
 def test_many_steps_are_many_single_ones_on_any_number_of_threads(case, rule, name, threads):
+    """What is seen, what is kept of the states, and where the runs end; what is kept is the engine's at these weights."""
     engine, steps = engine_of(case.problem(), name), 5
     trainer = engine.trainer(rule)
     indices, rates = case.batches(case.runs, steps, case.batch), np.linspace(0.1, 0.2, steps)
     wanted = {"loss": np.array([True, False] * 3)[:steps], "gradient_cosine": np.ones(steps, bool)}
+    kept = {"weights": np.ones(steps, bool), "gradients": np.arange(steps) % 3 > 0, "full": np.arange(steps) % 2 > 0}
 
     def trained(cuts, threads):
         engine.threads = threads
         weights = case.weights(engine.problem)
-        memory, before, found = rule.start(weights), torch.full_like(weights, torch.nan), []
+        memory, before, found, states = rule.start(weights), torch.full_like(weights, torch.nan), [], {}
         for start, stop in cuts:
-            some = {what: when[start:stop] for what, when in wanted.items()}
-            found.append(trainer(weights, memory, indices[:, start:stop], rates[start:stop], start, some, before))
+            some, parts = ({what: when[start:stop] for what, when in all_of.items()} for all_of in (wanted, kept))
+            batch = indices[:, start:stop]
+            seen, held = trainer(weights, memory, batch, rates[start:stop], start, some, parts, before)
+            found.append(seen)
+            states |= {(part, start + k): value for part, of in held.items() for k, value in of.items()}
         records = [torch.cat([part[what] for part in found]) for what in (*wanted, "minibatch_loss")]
-        return [weights, before, *memory.values(), *records]
+        return [weights, before, *memory.values(), *records], states
 
-    whole = trained([(0, steps)], 1)
-    for other in (trained([(0, steps)], threads), trained([(0, 1), (1, 3), (3, 5)], 1)):
+    whole, states = trained([(0, steps)], 1)
+    assert {part: [k for p, k in states if p == part] for part in kept} == {
+        part: np.flatnonzero(when).tolist() for part, when in kept.items()
+    }
+    for other, others in (trained([(0, steps)], threads), trained([(0, 1), (1, 3), (3, 5)], 1)):
         assert all(torch.equal(a.nan_to_num(9), b.nan_to_num(9)) for a, b in zip(whole, other, strict=True))
+        for place, value in states.items():
+            pairs = zip(value, others[place], strict=True) if place[0] == "full" else [(value, others[place])]
+            assert all(torch.equal(a.nan_to_num(9), b.nan_to_num(9)) for a, b in pairs)
+    for part, k in states:
+        if part == "weights":
+            continue
+        at = states["weights", k]
+        losses, gradients = engine.full(at) if part == "full" else engine.minibatch(at, indices[:, k])
+        mine = states[part, k] if part == "full" else (losses, states[part, k])
+        bounded = losses.isfinite() & gradients.isfinite().all(1)  # a run that diverges is not compared any more
+        assert all(close(a[bounded], b[bounded]) for a, b in zip(mine, (losses, gradients), strict=True))
+
+
+def looked_at(state):
+    """Everything that a state has, in one tensor."""
+    of_all = torch.stack([state.losses, state.full_gradients.norm(dim=1), state.accuracies.to(state.losses)], 1)
+    return torch.cat([state.weights, state.gradients, of_all, state.minibatch_losses[:, None]], 1)
+
+
+@built
+def test_states_that_are_looked_back_at_are_the_states_of_torch(monkeypatch):
+    """However many are kept at a time: the same bits, on any number of threads; and another step is another state."""
+    case, rule, block = Case((4, 6, 3), runs=7), SGD(0.3, momentum=0.5), import_module("shotnoise.simulate.block")
+    record = {"seen": looked_at, "w": (sn.simulate.weights(steps=[2, 5], name="thinned"), "gradient_variance")}
+    record["layers"] = ("layer_full_gradient_variance", sn.simulate.loss_change(steps=[3]), "loss")
+    found = simulated(case, rule, "native", record=record)
+    assert same_records(found, simulated(case, rule, "torch", record=record), case.dtype)
+    for size, threads in ((1, 1), (8 * 7 * 54 * 3 * 2, 3), (2**30, 2)):
+        monkeypatch.setattr(block, "KEPT_BYTES", size)
+        assert simulated(case, rule, "native", record=record, threads=threads).equals(found)
+    weights = found["seen"].values[..., : found.sizes["parameter"]]
+    thinned = found["thinned"].values
+    assert np.array_equal(weights[:, :, [2, 5]], thinned) and not np.allclose(weights[:, :, [1, 4]], thinned)
+
+
+@built
+def test_runs_that_diverge_are_left_out_of_what_is_looked_back_at():
+    """Half of the runs start where they diverge: the variance over the others is that of torch."""
+    case = Case((3, 5, 2), "relu", "mse", runs=12)
+
+    def initial(rng):
+        scale = 10.0 if rng.random() < 0.5 else 0.1
+        return scale * rng.standard_normal(case.problem().parameter_count)
+
+    record = ["gradient_variance", "minibatch_loss"]
+    found, true = (simulated(case, SGD(0.1), name, 60, record=record, initial=initial) for name in ("native", "torch"))
+    gone = int((true["divergence_step"] >= 0).sum())
+    assert 2 < gone < 10 and np.array_equal(found["divergence_step"], true["divergence_step"])
+    of_some, expected = (runs["gradient_variance"].values[0] for runs in (found, true))
+    assert np.isfinite(expected).all() and of_some == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("engine", [*(["native"] if native.MODULE is not None else []), "dense"])
+def test_redrawing_has_to_be_announced(engine):
+    with pytest.raises(InputError, match=r"asks for state.redraw\(\) says so: .*redraws=1"):
+        simulated(Case(), SGD(0.1), engine, record={"moved": lambda state: state.redraw()})
 
 
 @built
@@ -436,6 +513,12 @@ CHANGES = [
     ({"weights": lambda v: v[:, 1:].contiguous()}, ValueError, "weights have 50 columns for 51 parameters"),
     ({"weights": lambda v: v.half()}, TypeError, "incompatible function arguments"),
     ({"wanted": lambda v: [COSINE] * 2}, ValueError, "a cosine needs the gradient before"),
+    ({"wanted": lambda v: [KEEP_WEIGHTS] * 2}, ValueError, "no room for what is to be kept"),
+    ({"wanted": lambda v: [0, KEEP_FULL_GRADIENT]}, ValueError, "no full gradient to keep"),
+    ({"wanted": lambda v: [0, KEEP_GRADIENT], "kept_gradients": lambda v: torch.zeros(4, 51).double()}, ValueError,
+     r"kept_gradients has shape \(4, 51\); expected \(5, 51\)"),
+    ({"wanted": lambda v: [0, KEEP_GRADIENT], "indices": lambda v: None,
+      "kept_gradients": lambda v: torch.zeros(5, 51).double()}, ValueError, "a gradient to keep needs a batch"),
     ({"rates": lambda v: np.ones(3)}, ValueError, "an update needs a step with a batch"),
     ({"rates": lambda v: np.ones(1), "rule": lambda v: "adam"}, ValueError, "the rule's memory is not complete"),
     ({"rates": lambda v: np.ones(1, np.float32)}, TypeError, "incompatible function arguments"),
@@ -509,7 +592,7 @@ def test_ctrl_c_is_answered_within_a_second():
         start = time.monotonic()
         timer.start()
         with pytest.raises(KeyboardInterrupt):
-            trainer(weights, {}, indices, np.zeros(200_000), 0, {}, None)
+            trainer(weights, {}, indices, np.zeros(200_000), 0, {}, {}, None)
         assert time.monotonic() - start < 0.3 + 1.5  # the machine may be busy
     assert agrees(engine_of(Case().problem()), Case())
 

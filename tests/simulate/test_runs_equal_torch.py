@@ -296,6 +296,21 @@ class Spy:
         self.batches.append(batch)
         return self.engine.minibatch(weights, batch)
 
+    def trainer(self, rule):
+        own = self.engine.trainer(rule)
+        return own and SpyingTrainer(own, self.batches)
+
+
+class SpyingTrainer:
+    """Of many steps in one call."""
+
+    def __init__(self, own, batches):
+        self.own, self.observed, self.batches = own, own.observed, batches
+
+    def __call__(self, weights, memory, indices, *others):
+        self.batches.extend(indices.unbind(1))
+        return self.own(weights, memory, indices, *others)
+
 
 def pieces(problem, runs: int, size: int, **options) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Values and batches (runs, steps + 1, b) of all runs, in blocks of `size`."""

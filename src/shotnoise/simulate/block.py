@@ -15,13 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shotnoise.errors import InputError
 from shotnoise.population import Population
 from shotnoise.problem import Problem
 from shotnoise.rules import SHARED
 from shotnoise.samples import tree_map
 from shotnoise.simulate import initial
 from shotnoise.simulate.engines import Engine
-from shotnoise.simulate.engines.engine import Batch
+from shotnoise.simulate.engines.engine import FULL, GRADIENTS, WEIGHTS, Batch
 from shotnoise.simulate.layout import Piece
 from shotnoise.simulate.plan import ALIVE, DIVERGED, NEVER, SKETCH, Plan, suffix
 from shotnoise.simulate.recorders import NAMED, Recorder
@@ -33,6 +34,7 @@ Content = dict[str, NDArray[Any]]
 Watch = Callable[
     [int, State], None
 ]  # called after a step, or several at once, of which it sees the last; raises to stop
+KEPT_BYTES = 4 * 2**20  # of the states that are handed back from several steps
 NUMBERS_AHEAD = 2**20  # indices drawn at a time for all runs of a block
 POPULATION_AHEAD = 2**14  # numbers drawn at a time for one run of a population: fixed, since it decides the stream
 
@@ -90,14 +92,14 @@ class _Training:
     def several(self, most: int) -> State:
         """At most so many steps, and at least one, by the engine's trainer, the same whatever is recorded.
 
-        A step at which some recorder must see the state is made alone.
+        A step at which some recorder needs more of the state than the trainer keeps of it is made alone.
         """
         assert self.trainer is not None and isinstance(self.batches, _Indices)
         t, alone = self.t, self.records.alone
         place = bisect_left(alone, t)
         here = alone[place : place + 1] == [t]
         until = t + 1 if here else alone[place] if place < len(alone) else self.plan.steps + 1
-        indices = self.batches.ahead(min(most, until - t))
+        indices = self.batches.ahead(self.records.room(t, min(most, until - t), self.weights))
         if here:
             self.records.take(self._state(indices[:, 0]))
             self.before = None if self.before is None else self.before.clone()  # who has seen it may keep it
@@ -105,13 +107,19 @@ class _Training:
         if self.needs_before and self.before is None:
             self.before = torch.full_like(self.weights, torch.nan)
         wanted = self.records.wanted(t, count)
-        found = self.trainer(self.weights, self.memory, indices, self.rates[t : t + count], t, wanted, self.before)
+        parts = {} if here else self.records.parts(t, count)
+        rates = self.rates[t : t + count]
+        found, kept = self.trainer(self.weights, self.memory, indices, rates, t, wanted, parts, self.before)
         losses = found["minibatch_loss"]
         finite = math.isfinite(float(losses.sum()))
         for k in range(count):
             if not finite:
                 self._look_for_divergence(t + k, losses[k])
             self.records.keep(t + k, {name: found[name][k] for name in wanted if wanted[name][k]}, self.alive)
+            if not here and self.records.looks(t + k):
+                self.records.take(
+                    self._looked_back(t + k, losses[k], {part: of[k] for part, of in kept.items() if k in of})
+                )
         self.t += count
         return self._seen(self.t - 1, losses[-1], torch.empty(0))
 
@@ -122,8 +130,16 @@ class _Training:
         return self._seen(self.t, losses, gradients)
 
     def _seen(self, t: int, losses: Tensor, gradients: Tensor) -> State:
-        redraw = partial(self._redraw, t)
+        redraw = _undeclared if self.others is None else partial(self._redraw, t)
         return State(self.engine, t, self.weights, gradients, losses, self.before, redraw, self.alive)
+
+    def _looked_back(self, t: int, losses: Tensor, kept: Mapping[str, Any]) -> State:
+        """The state at a step gone by, of which these parts were kept."""
+        weights, gradients = (kept.get(part, torch.empty(0)) for part in (WEIGHTS, GRADIENTS))
+        state = State(self.engine, t, weights, gradients, losses, None, _undeclared, self.alive)
+        if FULL in kept:
+            state.full = kept[FULL]
+        return state
 
     def _look_for_divergence(self, t: int, losses: Tensor) -> None:
         if not math.isfinite(float(losses.sum())):
@@ -142,6 +158,10 @@ class _Training:
         return moved
 
 
+def _undeclared() -> Tensor:
+    raise InputError("a recorder that asks for state.redraw() says so: simulate.recorders.Recorder(..., redraws=1)")
+
+
 class _Records:
     """The arrays of one piece, filled step by step. observed: what an engine sees by itself, by name."""
 
@@ -155,10 +175,31 @@ class _Records:
         self.row = {t: i for i, t in enumerate(plan.recorded)}
         self.observed = [r for r in plan.recorders if r.name in observed and r is NAMED.get(r.name)]
         self.others = [r for r in plan.recorders if r not in self.observed]
-        self.alone = sorted({t for r in self.others for t in self.places[r.name]})
+        apart = [r for r in self.others if r.redraws or r.needs_before]
+        self.alone = sorted({t for r in apart for t in self.places[r.name]})
+        self.looked = sorted({t for r in self.others for t in self.places[r.name]} - set(self.alone))
+        self._parts: dict[str, set[int]] = {}
+        for recorder in self.others:
+            for part in (*recorder.sees, *([FULL] if recorder.needs_full_gradient else [])):
+                self._parts.setdefault(part, set()).update(self.places[recorder.name])
 
     def wants(self, t: int) -> bool:
         return any(t in places for places in self.places.values())
+
+    def parts(self, t: int, count: int) -> dict[str, NDArray[np.bool_]]:
+        """At which of the steps t, t + 1, ... which parts of the state are looked at."""
+        marked = {part: np.array([s in steps for s in range(t, t + count)]) for part, steps in self._parts.items()}
+        return {part: when for part, when in marked.items() if when.any()}
+
+    def looks(self, t: int) -> bool:
+        """Whether some recorder looks at what is kept of step t."""
+        place = bisect_left(self.looked, t)
+        return self.looked[place : place + 1] == [t]
+
+    def room(self, t: int, most: int, weights: Tensor) -> int:
+        """How many steps from t on, at least one, fit KEPT_BYTES with what is kept of them."""
+        place = bisect_left(self.looked, t) + max(1, KEPT_BYTES // (weights.nbytes * max(1, len(self._parts))))
+        return min(most, self.looked[place] - t) if place < len(self.looked) else most
 
     def wanted(self, t: int, count: int) -> dict[str, NDArray[np.bool_]]:
         """At which of the steps t, t + 1, ... a recorder that the engine stands in for looks, by name."""

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +15,10 @@ from shotnoise.rules import Rule
 
 Batch = Tensor | tuple[Tensor, Tensor]  # sample indices (R, b), or inputs and targets (R, b, ...)
 SAMPLES_BYTES = 16 * 2**20  # what the activations of one slice of the data may take in a full pass
+
+
+Kept = dict[str, dict[int, Any]]
+WEIGHTS, GRADIENTS, FULL = "weights", "gradients", "full"  # what can be kept of a step
 
 
 class Trainer(Protocol):
@@ -31,12 +35,16 @@ class Trainer(Protocol):
         rates: NDArray[np.float64],
         first: int,
         wanted: Mapping[str, NDArray[np.bool_]],
+        kept: Mapping[str, NDArray[np.bool_]],
         before: Tensor | None,
-    ) -> dict[str, Tensor]:
+    ) -> tuple[dict[str, Tensor], Kept]:
         """Steps first, first + 1, ... on the batches (R, T, b), an update after each of the first len(rates), in place.
 
-        wanted: at which of the steps (T,), by name. before: the gradients (R, P) of the step before the first, which
-        those of the last one replace. Returns values (T, R) by name, and always "minibatch_loss".
+        wanted: at which of the steps (T,) each is observed. kept: at which all of "weights", minibatch "gradients" or
+        "full" gradients is kept. before: the gradients (R, P) of the step before the first, which those of the last one
+        replace.
+        Returns values (T, R) by name, always with "minibatch_loss"; and what was kept by name and place among the
+        steps: (R, P), or full losses (R,) and gradients (R, P).
         """
         ...
 

@@ -20,7 +20,7 @@ from shotnoise.losses import NAMED
 from shotnoise.models import Polynomial
 from shotnoise.problem import Problem
 from shotnoise.rules import Rule
-from shotnoise.simulate.engines.engine import Batch, Engine, Trainer
+from shotnoise.simulate.engines.engine import FULL, GRADIENTS, WEIGHTS, Batch, Engine, Kept, Trainer
 
 try:
     import shotnoise._native as found
@@ -30,7 +30,9 @@ except ImportError as error:
 else:
     MODULE, MISSING = found, ""
 
-FULL_LOSS, FULL_GRADIENT, ACCURACY, GRADIENT_NORM, COSINE = 1, 2, 4, 8, 16  # bits of `wanted`, as in src/native/job.hpp
+# Bits of `wanted`, as in src/native/job.hpp.
+FULL_LOSS, FULL_GRADIENT, ACCURACY, GRADIENT_NORM, COSINE = 1, 2, 4, 8, 16
+KEEP_WEIGHTS, KEEP_GRADIENT, KEEP_FULL_GRADIENT = 32, 64, 128
 # What the kernel looks at itself: the bit that asks for it, and where its values come back.
 OBSERVED = {
     "minibatch_loss": (0, "losses"),
@@ -40,6 +42,11 @@ OBSERVED = {
     "gradient_norm": (FULL_GRADIENT, "full_norms"),
     "gradient_norm_sq": (FULL_GRADIENT, "full_norms"),
     "accuracy": (ACCURACY, "accuracies"),
+}
+KEPT = {
+    WEIGHTS: (KEEP_WEIGHTS, "kept_weights"),
+    GRADIENTS: (KEEP_GRADIENT, "kept_gradients"),
+    FULL: (KEEP_FULL_GRADIENT | FULL_GRADIENT | FULL_LOSS, "kept_full_gradients"),
 }
 NO_UPDATE = np.empty(0)
 
@@ -145,24 +152,36 @@ class _Trainer:
         rates: NDArray[np.float64],
         first: int,
         wanted: Mapping[str, NDArray[np.bool_]],
+        kept: Mapping[str, NDArray[np.bool_]],
         before: Tensor | None,
-    ) -> dict[str, Tensor]:
+    ) -> tuple[dict[str, Tensor], Kept]:
         runs, steps = indices.shape[:2]
         bits, places = np.zeros(steps, np.uint8), {"losses"}
         for name, when in wanted.items():
             bit, place = OBSERVED[name]
             bits |= np.where(when, bit, 0).astype(np.uint8)
             places.add(place)
+        stacks: dict[str, Tensor] = {}
+        for part, when in kept.items():
+            bit, place = KEPT[part]
+            bits |= np.where(when, bit, 0).astype(np.uint8)
+            stacks[place] = weights.new_empty(int(when.sum()), *weights.shape)
+            places |= {"full_losses"} if part == FULL else set()
         found = {place: weights.new_full((steps, runs), torch.nan) for place in places}
         self.engine.run(
             self.engine.whole, weights, wanted=bits, indices=indices, rule=self.optimizer.name,
             options=list(self.optimizer.options), memory=list(memory.values()), rates=rates, first=first,
-            before=before, **found,
+            before=before, **found, **{place: stack.flatten(0, 1) for place, stack in stacks.items()},
         )  # fmt: skip
         records = {name: found[OBSERVED[name][1]] for name in (*wanted, "minibatch_loss")}
         if "gradient_norm_sq" in records:
             records["gradient_norm_sq"] = records["gradient_norm_sq"].square()
-        return records
+        states: Kept = {}
+        for part, when in kept.items():
+            states[part] = dict(zip(np.flatnonzero(when).tolist(), stacks[KEPT[part][1]], strict=True))
+        if FULL in states:
+            states[FULL] = {k: (found["full_losses"][k], gradients) for k, gradients in states[FULL].items()}
+        return records, states
 
 
 def native(problem: Problem) -> Engine | str:
