@@ -618,6 +618,27 @@ def test_info_says_what_is_there():
     assert f"shotnoise {sn.__version__}" in shown.stdout
 
 
+@pytest.mark.parametrize("engine", [*(["native"] if native.MODULE is not None else []), "dense", "stacked"])
+def test_a_result_names_its_engine_and_the_instructions(engine, tmp_path):
+    expected = SETS[0] if engine == "native" else torch.backends.cpu.get_cpu_capability().lower()
+    for store in (None, tmp_path / "store"):
+        found = simulated(Case(runs=2), SGD(0.1), engine, 1, record=["loss"], store=store)
+        assert (found.attrs["engine"], found.attrs["instruction_set"]) == (engine, expected)
+
+
+@built
+def test_a_store_that_goes_on_with_other_instructions_says_so(tmp_path, monkeypatch):
+    """The engine is part of what a store is; the processor may change, and the store notes it."""
+    case, others = Case(runs=4), [name for name in SETS if name != SETS[0]]
+    options = {"record": ["loss"], "store": tmp_path / "store", "block": 2}
+    simulated(case, SGD(0.1), "native", shard=(1, 2), **options)
+    monkeypatch.setattr(native, "instruction_sets", lambda: others)
+    if not others:
+        pytest.skip("this processor has one set only")
+    with pytest.warns(UserWarning, match=f"another processor .*instruction_set {SETS[0]} before and {others[0]} now"):
+        simulated(case, SGD(0.1), "native", **options)
+
+
 @built
 def test_large_networks_are_left_to_matrix_products():
     assert choose(sn.Problem(nn.Linear(200, 100), "mse", torch.zeros(3, 200), torch.zeros(3, 100))).key == "dense"

@@ -52,7 +52,9 @@ class Trainer(Protocol):
 class Engine(ABC):
     """R copies of a problem; weights and gradients are (R, P), rows flattened in the order of `Problem.parameters`.
 
-    Subclasses give the data part of the loss; the penalty is added here. Rows never influence each other.
+    instruction_set: of the processor, such as "avx512", that the engine uses, or the kind of another device; the last
+    digits depend on it. Subclasses give the data part of the loss; the penalty is added here. Rows never influence
+    each other.
     """
 
     key: str  # its name in `choice.ENGINES`
@@ -60,6 +62,8 @@ class Engine(ABC):
 
     def __init__(self, problem: Problem) -> None:
         self.problem, self.l2 = problem, problem.l2
+        on_cpu = problem.device.type == "cpu"
+        self.instruction_set = torch.backends.cpu.get_cpu_capability().lower() if on_cpu else problem.device.type
 
     def minibatch(self, weights: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss (R,) and gradient (R, P) of each run on its own batch."""

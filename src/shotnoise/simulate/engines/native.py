@@ -79,7 +79,7 @@ class Native(Engine):
         self.inputs = inputs.detach().flatten(1).to(problem.dtype).contiguous()
         self.labelled = problem.loss_spec != NAMED["mse"]
         self.targets = self._targets(targets.detach())
-        self.instruction_set = instruction_set
+        self.instruction_set = instruction_set or instruction_sets()[0]
         identity = Known("identity")
         rows = [
             (x.outputs, x.inputs, x.weight.start, -1 if x.bias is None else x.bias.start, a.name, list(a.constants))
