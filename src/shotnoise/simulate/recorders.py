@@ -6,6 +6,7 @@ A recorder gives one value per run (numbers or arrays), or a statistic over the 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -131,13 +132,20 @@ def _norms(vectors: Tensor) -> Tensor:
     return torch.linalg.vector_norm(vectors, dim=1)
 
 
+def _columns(vectors: Tensor, places: list[slice]) -> Tensor:
+    """These columns of (R, P): a view where they are neighbours, as the parameters of a layer mostly are."""
+    if all(a.stop == b.start for a, b in pairwise(places)):
+        return vectors[:, places[0].start : places[-1].stop]
+    return torch.cat([vectors[:, place] for place in places], 1)
+
+
 def _by_layer(state: State, vectors: Tensor) -> dict[str, Tensor]:
     """The variance of each layer's part of vectors (R, P)."""
-    problem = state.engine.problem
-    sizes = [p.numel() for p in problem.parameters.values()]
-    parts = dict(zip(problem.parameters, vectors.split(sizes, 1), strict=True))
+    problem, ends = state.engine.problem, np.cumsum([0, *(p.numel() for p in state.engine.problem.parameters.values())])
+    places = {name: slice(*ends[k : k + 2].tolist()) for k, name in enumerate(problem.parameters)}
     rows = [
-        trace_variance(torch.cat([parts[name] for name in names], 1), state.alive) for names in problem.layers.values()
+        trace_variance(_columns(vectors, [places[name] for name in names]), state.alive)
+        for names in problem.layers.values()
     ]
     return {part: torch.stack([row[part].cpu() for row in rows]) for part in rows[0]}
 

@@ -38,7 +38,10 @@ def trace_variance(vectors: Tensor, alive: Tensor) -> dict[str, Tensor]:
 def _distances(vectors: Tensor, centre: Tensor) -> Tensor:
     """||v_r - centre|| in double precision, (R,): a few rows at a time, which stay in the cache."""
     rows = max(1, ROWS_OF // max(1, vectors.shape[1]))
-    parts = [torch.linalg.vector_norm(some - centre, dim=1, dtype=torch.float64) for some in vectors.split(rows)]
+    room, parts = vectors.new_empty(min(rows, len(vectors)), vectors.shape[1]), []
+    for some in vectors.split(rows):
+        apart = torch.sub(some, centre, out=room[: len(some)])
+        parts.append(torch.linalg.vector_norm(apart, dim=1, dtype=torch.float64))
     return torch.cat(parts)
 
 
