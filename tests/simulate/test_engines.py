@@ -500,3 +500,14 @@ def test_rounding_is_not_taken_for_a_wrong_gradient():
             torch.manual_seed(seed)
             problem = sn.Problem(layers(3, 40, 40, 3), "cross_entropy", torch.randn(3, 3), torch.tensor([0, 1, 2]))
         assert choose(problem, "torch").key == "dense"
+
+
+def test_labels_read_item_by_item_are_looked_at_before_they_are_used():
+    """The examinations of a problem and of an engine see a few samples only; the wrong label is not among them."""
+    x, y = torch.randn(40, 3), torch.arange(40) % 2
+    y[21] = -1
+    problem = sn.Problem(nn.Linear(3, 1), "logistic", Items(x, y))
+    problem.examine()
+    for record in ("loss", "minibatch_loss"):
+        with pytest.raises(sn.DataError, match="logistic takes labels 0 and 1, but among the targets are -1"):
+            sn.simulate(problem, sn.rules.SGD(0.1), 30, 3, 2, record=record, workers=1)

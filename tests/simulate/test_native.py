@@ -322,6 +322,32 @@ def test_states_that_are_looked_back_at_are_the_states_of_torch(monkeypatch):
 
 
 @built
+@pytest.mark.parametrize("name", NAMED)
+def test_each_recorder_alone_gets_what_it_looks_at(name):
+    case = Case(runs=6, l2=0.1)
+    found, true = (simulated(case, SGD(0.3), engine, record=[name]) for engine in ("native", "torch"))
+    assert same_records(found, true, case.dtype)
+
+
+@built
+@pytest.mark.parametrize(("record", "parts"), [(["gradient_variance"], 1), ([looked_at], 2), (["weights", "loss"], 1)])
+def test_what_is_kept_at_a_time_is_bounded(record, parts, monkeypatch):
+    """Never more states in a call than there is room for, and after the first step, which is alone, no fewer."""
+    block, case, steps, states, asked = import_module("shotnoise.simulate.block"), Case(runs=6), 10, 4, []
+    trained = native._Trainer.__call__
+
+    def spied(self, weights, memory, indices, rates, first, wanted, kept, before):
+        asked.append([int(when.sum()) for when in kept.values()])
+        return trained(self, weights, memory, indices, rates, first, wanted, kept, before)
+
+    monkeypatch.setattr(native._Trainer, "__call__", spied)
+    size = states * parts * case.runs * case.problem().parameter_count * 8
+    monkeypatch.setattr(block, "KEPT_BYTES", size)
+    simulated(case, SGD(0.1), "native", steps, record=record)
+    assert [sorted(set(counts)) for counts in asked] == [[1], [4], [4], [2]] and all(len(c) == parts for c in asked)
+
+
+@built
 def test_runs_that_diverge_are_left_out_of_what_is_looked_back_at():
     """Half of the runs start where they diverge: the variance over the others is that of torch."""
     case = Case((3, 5, 2), "relu", "mse", runs=12)
