@@ -68,7 +68,7 @@ struct Job {
   Index batch;             // b, 0: no minibatch at all
   const Index* indices;    // (R, T, b) with the strides below, or null:
   Index index_run, index_step;
-  const T* own_inputs;     // (R, b, d), one step
+  const T* own_inputs;     // (R, T, b, d)
   const void* own_targets;
   Optimizer optimizer;
   T* memory[3];            // (R, P) each

@@ -386,7 +386,7 @@ class Block {
     for (int l = 0; l < L; ++l) {
       const Index run = first + (l < runs ? l : 0);
       const Index* const own = job.indices + run * job.index_run + t * job.index_step + start;
-      for (Index s = 0; s < m; ++s) places[s * L + l] = job.indices ? own[s] : run * job.batch + start + s;
+      for (Index s = 0; s < m; ++s) places[s * L + l] = job.indices ? own[s] : (run * job.steps + t) * job.batch + start + s;
     }
   }
 

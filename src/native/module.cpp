@@ -105,7 +105,9 @@ class Network {
 template <class T>
 using Matrix = nb::ndarray<T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 template <class T>
-using Cube = nb::ndarray<T, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
+using Samples = nb::ndarray<T, nb::ndim<4>, nb::c_contig, nb::device::cpu>;
+template <class T>
+using Numbers = nb::ndarray<T, nb::c_contig, nb::device::cpu>;
 template <class T>
 using Line = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Classes = nb::ndarray<const Index, nb::c_contig, nb::device::cpu>;
@@ -179,8 +181,8 @@ void check_range(const Index* values, Index count, Index below, const char* name
 
 template <class T>
 void run(const Network& network, Matrix<T> weights, Matrix<const T> inputs, std::optional<Matrix<const T>> targets,
-         std::optional<Classes> classes, std::optional<Indices> indices, std::optional<Cube<const T>> own_inputs,
-         std::optional<Cube<const T>> own_targets, std::optional<Classes> own_classes, const std::string& rule,
+         std::optional<Classes> classes, std::optional<Indices> indices, std::optional<Samples<const T>> own_inputs,
+         std::optional<Numbers<const T>> own_targets, std::optional<Classes> own_classes, const std::string& rule,
          const std::vector<double>& options, const std::vector<Matrix<T>>& memory, Line<const double> rates, Index first,
          Line<const std::uint8_t> wanted, std::optional<Matrix<T>> before, std::optional<Matrix<T>> gradients,
          std::optional<Matrix<T>> full_gradients, std::optional<Matrix<T>> losses,
@@ -216,10 +218,11 @@ void run(const Network& network, Matrix<T> weights, Matrix<const T> inputs, std:
       for (Index t = 0; t < S; ++t)
         check_range(job.indices + r * job.index_run + t * job.index_step, job.batch, n, "index", "samples");
   } else if (own_inputs) {
-    job.batch = own_inputs->shape(1);
-    const Index count = R * job.batch;
-    require(S == 1 && Index(own_inputs->shape(0)) == R && Index(own_inputs->shape(2)) == net.inputs(),
-            "samples of the runs' own must be (runs, batch, inputs), for one step");
+    job.batch = own_inputs->shape(2);
+    const Index count = R * S * job.batch;
+    require(Index(own_inputs->shape(0)) == R && Index(own_inputs->shape(1)) == S &&
+                Index(own_inputs->shape(3)) == net.inputs(),
+            "samples of the runs' own must be (runs, steps, batch, inputs)");
     require(classifies ? own_classes && Index(own_classes->size()) == count
                        : own_targets && Index(own_targets->size()) == count * outputs,
             "one target is needed for each of the runs' own samples");

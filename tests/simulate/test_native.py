@@ -260,20 +260,25 @@ def test_rules_that_the_kernel_lacks_go_by_torch_step_by_step():
 @given(case=cases, rule=st.sampled_from(RULES), name=st.sampled_from(SETS), threads=st.integers(1, 4))
 @settings(max_examples=40, deadline=None)
 def test_many_steps_are_many_single_ones_on_any_number_of_threads(case, rule, name, threads):
-    """What is seen, what is kept of the states, and where the runs end; what is kept is the engine's at these weights."""
+    """What is seen, what is kept of the states, and where the runs end, on samples by index or brought along.
+
+    What is kept is the engine's at these weights.
+    """
     engine, steps = engine_of(case.problem(), name), 5
+    data = engine.problem.samples
     trainer = engine.trainer(rule)
     indices, rates = case.batches(case.runs, steps, case.batch), np.linspace(0.1, 0.2, steps)
     wanted = {"loss": np.array([True, False] * 3)[:steps], "gradient_cosine": np.ones(steps, bool)}
     kept = {"weights": np.ones(steps, bool), "gradients": np.arange(steps) % 3 > 0, "full": np.arange(steps) % 2 > 0}
 
-    def trained(cuts, threads):
+    def trained(cuts, threads, fresh=False):
         engine.threads = threads
         weights = case.weights(engine.problem)
         memory, before, found, states = rule.start(weights), torch.full_like(weights, torch.nan), [], {}
         for start, stop in cuts:
             some, parts = ({what: when[start:stop] for what, when in all_of.items()} for all_of in (wanted, kept))
             batch = indices[:, start:stop]
+            batch = (data.inputs[batch], data.targets[batch]) if fresh else batch
             seen, held = trainer(weights, memory, batch, rates[start:stop], start, some, parts, before)
             found.append(seen)
             states |= {(part, start + k): value for part, of in held.items() for k, value in of.items()}
@@ -284,7 +289,8 @@ def test_many_steps_are_many_single_ones_on_any_number_of_threads(case, rule, na
     assert {part: [k for p, k in states if p == part] for part in kept} == {
         part: np.flatnonzero(when).tolist() for part, when in kept.items()
     }
-    for other, others in (trained([(0, steps)], threads), trained([(0, 1), (1, 3), (3, 5)], 1)):
+    cut = [(0, 1), (1, 3), (3, 5)]
+    for other, others in (trained([(0, steps)], threads), trained(cut, 1), trained(cut, threads, fresh=True)):
         assert all(torch.equal(a.nan_to_num(9), b.nan_to_num(9)) for a, b in zip(whole, other, strict=True))
         for place, value in states.items():
             pairs = zip(value, others[place], strict=True) if place[0] == "full" else [(value, others[place])]
@@ -308,13 +314,13 @@ def looked_at(state):
 @built
 def test_states_that_are_looked_back_at_are_the_states_of_torch(monkeypatch):
     """However many are kept at a time: the same bits, on any number of threads; and another step is another state."""
-    case, rule, block = Case((4, 6, 3), runs=7), SGD(0.3, momentum=0.5), import_module("shotnoise.simulate.block")
+    case, rule, records = Case((4, 6, 3), runs=7), SGD(0.3, momentum=0.5), import_module("shotnoise.simulate.records")
     record = {"seen": looked_at, "w": (sn.simulate.weights(steps=[2, 5], name="thinned"), "gradient_variance")}
     record["layers"] = ("layer_full_gradient_variance", sn.simulate.loss_change(steps=[3]), "loss")
     found = simulated(case, rule, "native", record=record)
     assert same_records(found, simulated(case, rule, "torch", record=record), case.dtype)
     for size, threads in ((1, 1), (8 * 7 * 54 * 3 * 2, 3), (2**30, 2)):
-        monkeypatch.setattr(block, "KEPT_BYTES", size)
+        monkeypatch.setattr(records, "KEPT_BYTES", size)
         assert simulated(case, rule, "native", record=record, threads=threads).equals(found)
     weights = found["seen"].values[..., : found.sizes["parameter"]]
     thinned = found["thinned"].values
@@ -333,7 +339,7 @@ def test_each_recorder_alone_gets_what_it_looks_at(name):
 @pytest.mark.parametrize(("record", "parts"), [(["gradient_variance"], 1), ([looked_at], 2), (["weights", "loss"], 1)])
 def test_what_is_kept_at_a_time_is_bounded(record, parts, monkeypatch):
     """Never more states in a call than there is room for, and after the first step, which is alone, no fewer."""
-    block, case, steps, states, asked = import_module("shotnoise.simulate.block"), Case(runs=6), 10, 4, []
+    records, case, steps, states, asked = import_module("shotnoise.simulate.records"), Case(runs=6), 10, 4, []
     trained = native._Trainer.__call__
 
     def spied(self, weights, memory, indices, rates, first, wanted, kept, before):
@@ -342,9 +348,49 @@ def test_what_is_kept_at_a_time_is_bounded(record, parts, monkeypatch):
 
     monkeypatch.setattr(native._Trainer, "__call__", spied)
     size = states * parts * case.runs * case.problem().parameter_count * 8
-    monkeypatch.setattr(block, "KEPT_BYTES", size)
+    monkeypatch.setattr(records, "KEPT_BYTES", size)
     simulated(case, SGD(0.1), "native", steps, record=record)
     assert [sorted(set(counts)) for counts in asked] == [[1], [4], [4], [2]] and all(len(c) == parts for c in asked)
+
+
+def population(case: Case) -> sn.Population:
+    problem = case.problem()
+
+    def draw(rng, count):
+        x = rng.standard_normal((count, case.ends[0]))
+        if case.loss == "mse":
+            return x, np.tanh(x[:, :1]) + rng.standard_normal((count, case.ends[-1]))
+        return x, (x[:, 0] > 0.3).astype(np.int64)
+
+    return sn.Population(problem.model, case.loss, draw, evaluation_samples=40, l2=case.l2)
+
+
+@built
+@pytest.mark.parametrize("rule", [SGD(0.3), SGD(0.1, momentum=0.9, nesterov=True), Adam(0.05), Clipped(SGD(0.5), 0.2)])
+@pytest.mark.parametrize("loss", ["mse", "cross_entropy", "logistic"])
+def test_a_population_goes_many_steps_at_a_time(loss, rule, monkeypatch):
+    """That of torch with every recorder; the same bits however many steps are handed over, and on other threads."""
+    case = Case((3, 5, 1 if loss == "logistic" else 2), loss=loss, l2=0.1, runs=6)
+    block, calls = import_module("shotnoise.simulate.block"), []
+    trained = native._Trainer.__call__
+
+    def counted(self, *given):
+        calls.append(given[2][0].shape[1])
+        return trained(self, *given)
+
+    monkeypatch.setattr(native._Trainer, "__call__", counted)
+
+    def found(engine, record=EVERYTHING, **options):
+        record = [*record, *(["accuracy"] if loss != "mse" else [])]
+        return sn.simulate(population(case), rule, 4, 12, case.runs, record=record, engine=engine, workers=1, **options)
+
+    mine = found("native")
+    assert same_records(mine, found("dense"), case.dtype) and calls == [1, 12]
+    assert not same_records(mine, found("dense", seed=1), case.dtype)
+    monkeypatch.setattr(block, "SAMPLES_BYTES", 5 * 6 * 4 * (3 + (2 if loss == "mse" else 1)) * 8)
+    assert found("native", threads=3).equals(mine) and calls[2:5] == [1, 5, 5]
+    with_redraws = found("native", [*EVERYTHING, sn.simulate.loss_change(steps=[4])])
+    assert all(with_redraws[name].equals(mine[name]) for name in mine.data_vars)
 
 
 @built

@@ -21,13 +21,13 @@ from shotnoise.problem import Problem
 from shotnoise.rules import Rule
 from shotnoise.sampling import Sampling
 from shotnoise.simulate import cluster
-from shotnoise.simulate.block import Content
 from shotnoise.simulate.initial import Initial
 from shotnoise.simulate.layout import FILL, Layout
 from shotnoise.simulate.outcome import assemble
 from shotnoise.simulate.plan import Plan
 from shotnoise.simulate.plan import plan as make_plan
 from shotnoise.simulate.processes import WorkerPool, compute
+from shotnoise.simulate.records import Content
 from shotnoise.simulate.store import Store, read
 
 WORTH_WORKERS = 10.0  # seconds of work left for one core from which worker processes are started

@@ -31,14 +31,16 @@ class Trainer(Protocol):
         self,
         weights: Tensor,
         memory: Mapping[str, Tensor],
-        indices: Tensor,
+        batches: Batch,
         rates: NDArray[np.float64],
         first: int,
         wanted: Mapping[str, NDArray[np.bool_]],
         kept: Mapping[str, NDArray[np.bool_]],
         before: Tensor | None,
     ) -> tuple[dict[str, Tensor], Kept]:
-        """Steps first, first + 1, ... on the batches (R, T, b), an update after each of the first len(rates), in place.
+        """Steps first, first + 1, ... on batches with an axis for the steps after that of the runs, (R, T, b, ...).
+
+        An update is made, in place, after each of the first len(rates).
 
         wanted: at which of the steps (T,) each is observed. kept: at which all of "weights", minibatch "gradients" or
         "full" gradients is kept. before: the gradients (R, P) of the step before the first, which those of the last one

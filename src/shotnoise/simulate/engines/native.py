@@ -100,14 +100,8 @@ class Native(Engine):
 
     def _minibatch(self, weights: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         losses, gradients = weights.new_empty(1, len(weights)), torch.empty_like(weights)
-        if isinstance(batch, Tensor):
-            own: dict[str, Tensor] = {"indices": batch[:, None]}
-        else:
-            x = batch[0].flatten(2).contiguous()
-            y = self._targets(batch[1].flatten(0, 1))
-            own = {"own_inputs": x, "own_classes": y} if self.labelled else {
-                "own_inputs": x, "own_targets": y.view(*x.shape[:2], -1)}  # fmt: skip
-        self.run(self.data_part, weights, wanted=[0], losses=losses, gradients=gradients, **own)
+        one = batch[:, None] if isinstance(batch, Tensor) else (batch[0][:, None], batch[1][:, None])
+        self.run(self.data_part, weights, wanted=[0], losses=losses, gradients=gradients, **self.drawn(one))
         return losses[0], gradients
 
     def _full(self, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,6 +124,14 @@ class Native(Engine):
             wanted=np.asarray(wanted, np.uint8), rates=rates, threads=self.threads, set=self.instruction_set, **options,
         )  # fmt: skip
 
+    def drawn(self, batches: Batch) -> dict[str, Tensor]:
+        """Batches of all runs at some steps, (R, T, b, ...), as the kernel takes them."""
+        if isinstance(batches, Tensor):
+            return {"indices": batches}
+        y = self._targets(batches[1].flatten(0, 2))
+        own = {"own_classes": y} if self.labelled else {"own_targets": y}
+        return {"own_inputs": batches[0].flatten(3).contiguous(), **own}
+
     def _targets(self, targets: Tensor) -> Tensor:
         if self.labelled:
             return targets.flatten().long().contiguous()
@@ -148,14 +150,14 @@ class _Trainer:
         self,
         weights: Tensor,
         memory: Mapping[str, Tensor],
-        indices: Tensor,
+        batches: Batch,
         rates: NDArray[np.float64],
         first: int,
         wanted: Mapping[str, NDArray[np.bool_]],
         kept: Mapping[str, NDArray[np.bool_]],
         before: Tensor | None,
     ) -> tuple[dict[str, Tensor], Kept]:
-        runs, steps = indices.shape[:2]
+        runs, steps = (batches if isinstance(batches, Tensor) else batches[0]).shape[:2]
         bits, places = np.zeros(steps, np.uint8), {"losses"}
         for name, when in wanted.items():
             bit, place = OBSERVED[name]
@@ -169,7 +171,7 @@ class _Trainer:
             places |= {"full_losses"} if part == FULL else set()
         found = {place: weights.new_full((steps, runs), torch.nan) for place in places}
         self.engine.run(
-            self.engine.whole, weights, wanted=bits, indices=indices, rule=self.optimizer.name,
+            self.engine.whole, weights, wanted=bits, **self.engine.drawn(batches), rule=self.optimizer.name,
             options=list(self.optimizer.options), memory=list(memory.values()), rates=rates, first=first,
             before=before, **found, **{place: stack.flatten(0, 1) for place, stack in stacks.items()},
         )  # fmt: skip
