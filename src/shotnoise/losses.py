@@ -10,7 +10,7 @@ a callable       loss(outputs, targets) -> tensor (n,), one value per sample
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch.nn.functional as F
@@ -21,21 +21,18 @@ from shotnoise.errors import DataError, InputError
 LossFunction = Callable[[Any, Any], Tensor]
 
 
-def _any_targets(targets: Any) -> None:
-    pass
-
-
 @dataclass(frozen=True)
 class Loss:
     """A per-sample loss: `per_sample(outputs, targets)` gives (n,); `check` looks at them first and raises.
 
-    check_targets: what can be said of the targets before there are outputs.
+    check_targets: what can be said of the targets before there are outputs. Losses are equal that have the same name,
+    also in another process, where their functions may be copies; one of the user's never has that of a named loss.
     """
 
     name: str
-    per_sample: LossFunction
-    check: Callable[[Any, Any], None]
-    check_targets: Callable[[Any], None] = _any_targets  # no lambda: losses that are equal stay so in another process
+    per_sample: LossFunction = field(compare=False)
+    check: Callable[[Any, Any], None] = field(compare=False)
+    check_targets: Callable[[Any], None] = field(default=lambda targets: None, compare=False)
 
 
 def resolve(loss: str | LossFunction) -> Loss:
