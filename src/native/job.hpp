@@ -7,15 +7,17 @@ namespace shotnoise {
 
 using Index = std::int64_t;
 
-enum class Activation { identity, relu, leaky_relu, tanh, sigmoid, softplus, gelu, gelu_tanh };
-enum class Loss { cross_entropy, mse };
+// From GELU on their slope is no function of the output.
+enum class Activation { identity, relu, leaky_relu, tanh, sigmoid, softplus, gelu, gelu_tanh, polynomial };
+enum class Loss { cross_entropy, mse, logistic };  // logistic: labels 0 and 1 as classes, one output
 enum class Rule { sgd, averaged_momentum, heavy_ball, adam, adamw };
 
 struct Layer {
   Index outputs, inputs;
   Index weight, bias;  // first entry among the P parameters; bias -1: none
   Activation activation;
-  double slope;  // of leaky ReLU
+  const double* constants;  // slope of leaky ReLU; c_0, c_1, ... of a polynomial
+  Index constant_count;
 };
 
 struct Net {
@@ -42,7 +44,16 @@ struct Optimizer {
 };
 
 // What is looked at before update t, as bits of Job::wanted[t].
-enum Wanted : std::uint8_t { full_loss = 1, full_gradient = 2, accuracy = 4, gradient_norm = 8, cosine = 16 };
+enum Wanted : std::uint8_t {
+  full_loss = 1,
+  full_gradient = 2,
+  accuracy = 4,
+  gradient_norm = 8,
+  cosine = 16,
+  keep_weights = 32,  // and to keep all of them
+  keep_gradient = 64,
+  keep_full_gradient = 128,
+};
 
 // R runs, T steps. Matrices are row-major, (R, P) with one run per row, (T, R) with one step per row; what may be null is
 // not wanted. A pass of `batch` samples is made at every step, an update at the first `updates` of them.
@@ -52,12 +63,12 @@ struct Job {
   Index runs, steps, updates;
   T* weights;              // (R, P), changed in place
   const T* inputs;         // (n, d), all samples
-  const void* targets;     // classes (n,) int64, or (n, outputs)
+  const void* targets;     // classes (n,) int64, or (n, outputs) for squared loss
   Index samples;           // n
   Index batch;             // b, 0: no minibatch at all
   const Index* indices;    // (R, T, b) with the strides below, or null:
   Index index_run, index_step;
-  const T* own_inputs;     // (R, b, d), one step
+  const T* own_inputs;     // (R, T, b, d)
   const void* own_targets;
   Optimizer optimizer;
   T* memory[3];            // (R, P) each
@@ -67,6 +78,7 @@ struct Job {
   T* before;               // (R, P) in: the gradient of the step before; out: the last one
   T* gradients;            // (R, P) out, the last minibatch gradient
   T* full_gradients;       // (R, P) out, the last full gradient
+  T *kept_weights, *kept_gradients, *kept_full_gradients;  // (K R, P) out, of the K steps at which the bit is set
   T *losses, *gradient_norms, *cosines, *full_losses, *full_norms, *accuracies;  // (T, R) out
 };
 

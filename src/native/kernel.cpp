@@ -166,10 +166,10 @@ void activate(const Layer& layer, Vector<T>* z, Vector<T>* slopes, Index count) 
   const auto each = [&](auto function) {
     for (Index i = 0; i < count; ++i) z[i] = function(z[i]);
   };
-  const T slope = T(layer.slope);
+  const T slope = layer.constant_count ? T(layer.constants[0]) : T(0);
   switch (layer.activation) {
-    case Activation::identity: return;
-    case Activation::relu: return each([](Vector<T> h) { return h <= 0 ? Vector<T>{} : h; });
+    case Activation::identity:
+    case Activation::relu: return;  // in `forward`, where the sums are written
     case Activation::leaky_relu: return each([=](Vector<T> h) { return h > 0 ? h : h * slope; });
     case Activation::tanh: return each([](Vector<T> h) { return tanh<T>(h); });
     case Activation::sigmoid: return each([](Vector<T> h) { return sigmoid<T>(h); });
@@ -189,6 +189,18 @@ void activate(const Layer& layer, Vector<T>* z, Vector<T>* slopes, Index count) 
         slopes[i] = T(0.5) * ((1 + bent) + h * (1 - bent * bent) * factor * (1 + 3 * cubic * square));
         z[i] = T(0.5) * h * (1 + bent);
       }
+      return;
+    case Activation::polynomial:  // Horner's scheme, and once more on its partial values for the slope
+      for (Index i = 0; i < count; ++i) {
+        const Vector<T> h = z[i];
+        Vector<T> value = all<T>(T(layer.constants[layer.constant_count - 1])), steep{};
+        for (Index k = layer.constant_count - 2; k >= 0; --k) {
+          steep = steep * h + value;
+          value = value * h + T(layer.constants[k]);
+        }
+        slopes[i] = steep;
+        z[i] = value;
+      }
   }
 }
 
@@ -199,10 +211,10 @@ void slope_back(const Layer& layer, Vector<T>* d, const Vector<T>* z, const Vect
     for (Index i = 0; i < count; ++i) d[i] = function(d[i], z[i]);
   };
   using V = Vector<T>;
-  const T slope = T(layer.slope);
+  const T slope = layer.constant_count ? T(layer.constants[0]) : T(0);
   switch (layer.activation) {
-    case Activation::identity: return;
-    case Activation::relu: return each([](V g, V out) { return out <= 0 ? V{} : g; });
+    case Activation::identity:
+    case Activation::relu: return;  // as above
     case Activation::leaky_relu: return each([=](V g, V out) { return out > 0 ? g : g * slope; });
     case Activation::tanh: return each([](V g, V out) { return g * (1 - out * out); });
     case Activation::sigmoid: return each([](V g, V out) { return g * ((1 - out) * out); });
@@ -210,12 +222,13 @@ void slope_back(const Layer& layer, Vector<T>* d, const Vector<T>* z, const Vect
       return each([](V g, V out) { return out > 20 ? g : -g * expm1_negative<T>(-out); });
     case Activation::gelu:
     case Activation::gelu_tanh:
+    case Activation::polynomial:
       for (Index i = 0; i < count; ++i) d[i] *= slopes[i];
   }
 }
 
 bool needs_slopes(const Layer& layer) {
-  return layer.activation == Activation::gelu || layer.activation == Activation::gelu_tanh;
+  return layer.activation >= Activation::gelu;
 }
 
 // Sums over many numbers in four parts, for speed and for precision.
@@ -271,12 +284,16 @@ class Block {
     in(weights, job.weights);
     for (int m = 0; m < memories; ++m) in(memory[m], job.memory[m]);
     if (job.before) in(before, job.before);
+    T *kept = job.kept_weights, *kept_gradient = job.kept_gradients, *kept_full = job.kept_full_gradients;
     for (Index t = 0; t < job.steps; ++t) {
       if (stopped(job.batch)) return;
       look(t);
+      if (job.wanted[t] & keep_weights) keep(kept, weights);
+      if (job.wanted[t] & keep_full_gradient) keep(kept_full, full);
       if (!job.batch) continue;
       const bool at_once = descends(t);
       out(job.losses, t, minibatch(t, at_once));
+      if (job.wanted[t] & keep_gradient) keep(kept_gradient, gradient);
       if (job.wanted[t] & (gradient_norm | cosine) || job.optimizer.max_norm) observe(t);
       if (t < job.updates && !at_once) update(t);
       if (job.before) swap(gradient, before);
@@ -324,6 +341,11 @@ class Block {
       for (Index l = 0; l < runs; ++l) to[(first + l) * P + p] = from[p][l];
   }
 
+  void keep(T*& to, const V* from) const {
+    out(to, from);
+    to += job.runs * net.parameters;
+  }
+
   void out(T* to, Index t, V values) const {
     if (to)
       for (Index l = 0; l < runs; ++l) to[t * job.runs + first + l] = values[l];
@@ -362,7 +384,7 @@ class Block {
   bool descends(Index t) const {
     const Optimizer& rule = job.optimizer;
     const bool plain = rule.rule == Rule::sgd && rule.momentum == 0 && rule.max_norm == 0 && net.l2 == 0;
-    const bool unseen = !(job.wanted[t] & (gradient_norm | cosine)) && !job.before && !job.gradients;
+    const bool unseen = !(job.wanted[t] & (gradient_norm | cosine | keep_gradient)) && !job.before && !job.gradients;
     return plain && unseen && t < job.updates && job.batch <= most;
   }
 
@@ -391,7 +413,8 @@ class Block {
     for (int l = 0; l < L; ++l) {
       const Index run = first + (l < runs ? l : 0);
       const Index* const own = job.indices + run * job.index_run + t * job.index_step + start;
-      for (Index s = 0; s < m; ++s) places[s * L + l] = job.indices ? own[s] : run * job.batch + start + s;
+      const Index fresh = (run * job.steps + t) * job.batch + start;
+      for (Index s = 0; s < m; ++s) places[s * L + l] = job.indices ? own[s] : fresh + s;
     }
   }
 
@@ -447,7 +470,7 @@ class Block {
       } else {
         Product<T, Kind::forward, false>{w, i, outputs(k - 1), i, z, o, o, m, i, start, bias, {}, relu}();
       }
-      if (!relu) activate<T>(layer, z, slopes(k), m * o);
+      activate<T>(layer, z, slopes(k), m * o);
     }
   }
 
@@ -464,7 +487,7 @@ class Block {
         const bool relu = net.layers[k - 1].activation == Activation::relu;
         Product<T, Kind::back, false>{weights + layer.weight, i, d, o, d_below, i, i, m, o, Start::zero, nullptr, {},
                                       false, relu ? z : nullptr}();
-        if (!relu) slope_back<T>(net.layers[k - 1], d_below, z, slopes(k - 1), m * i);
+        slope_back<T>(net.layers[k - 1], d_below, z, slopes(k - 1), m * i);
       }
       if (layer.bias >= 0)
         for (Index a = 0; a < o; ++a) {
@@ -515,6 +538,12 @@ class Block {
       } else {
         for (int l = 0; l < L; ++l) own[l] = Int(classes[places[s * L + l]]);
       }
+      if (net.loss == Loss::logistic) {  // log(1 + e^-m) for the margin m, and its slope -1 / (1 + e^m)
+        const V sign = own != 0 ? all<T>(1) : all<T>(-1), margin = sign * z[0], tail = exp_negative<T>(-abs<T>(margin));
+        loss += (margin < 0 ? -margin : V{}) + log1p<T>(tail);
+        slope[0] = -sign * share * ((margin > 0 ? tail : all<T>(1)) / (1 + tail));
+        continue;
+      }
       V top = z[0], sum{}, at_own{};
       for (Index a = 1; a < o; ++a) top = z[a] > top ? z[a] : top;
       for (Index a = 0; a < o; ++a) {
@@ -536,6 +565,7 @@ class Block {
     V right{};
     for (Index s = 0; s < m; ++s, z += o) {
       Mask<T> best{};
+      if (net.loss == Loss::logistic) best = z[0] > 0 ? best + 1 : best;
       V top = z[0];
       for (Index a = 1; a < o; ++a) {
         const Mask<T> larger = z[a] > top;

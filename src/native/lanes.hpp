@@ -45,13 +45,6 @@ inline Vector<T> all(T value) {
 }
 
 template <class T>
-inline Vector<T> load(const T* from) {
-  Vector<T> v;
-  std::memcpy(&v, from, sizeof v);
-  return v;
-}
-
-template <class T>
 inline Vector<T> sqrt(Vector<T> x) {
   for (int l = 0; l < LANES<T>; ++l) x[l] = std::sqrt(x[l]);
   return x;

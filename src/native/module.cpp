@@ -69,17 +69,22 @@ E one_of(const std::vector<std::string>& names, const std::string& name) {
 
 class Network {
  public:
-  using Row = std::tuple<Index, Index, Index, Index, std::string, double>;
+  using Row = std::tuple<Index, Index, Index, Index, std::string, std::vector<double>>;
 
   Network(const std::vector<Row>& rows, const std::string& loss, double l2) {
     const std::vector<std::string> activations = {"identity", "relu",     "leaky_relu", "tanh",
-                                                  "sigmoid",  "softplus", "gelu",       "gelu_tanh"};
+                                                  "sigmoid",  "softplus", "gelu",       "gelu_tanh", "polynomial"};
     require(!rows.empty(), "a network has at least one layer");
     Index parameters = 0, widest = 0;
-    for (const auto& [outputs, inputs, weight, bias, activation, slope] : rows) {
+    for (const auto& row : rows) constants.push_back(std::get<5>(row));
+    for (const auto& [outputs, inputs, weight, bias, name, _] : rows) {
       require(outputs > 0 && inputs > 0 && weight >= 0 && bias >= -1, "sizes of layers are positive");
       require(layers.empty() || layers.back().outputs == inputs, "a layer's inputs are the outputs of the one before");
-      layers.push_back({outputs, inputs, weight, bias, one_of<Activation>(activations, activation), slope});
+      const Activation activation = one_of<Activation>(activations, name);
+      const std::vector<double>& own = constants[layers.size()];
+      require(activation == Activation::polynomial ? !own.empty() : own.size() == (activation == Activation::leaky_relu),
+              "a leaky ReLU has one constant, a polynomial at least one, other activations none");
+      layers.push_back({outputs, inputs, weight, bias, activation, own.data(), Index(own.size())});
       parameters += outputs * inputs + (bias >= 0 ? outputs : 0);
       widest = std::max({widest, outputs, inputs});
     }
@@ -87,10 +92,12 @@ class Network {
       require(layer.weight + layer.outputs * layer.inputs <= parameters && layer.bias + layer.outputs <= parameters,
               "weights lie outside the parameters");
     net = {layers.data(), Index(layers.size()), parameters, widest,
-           one_of<Loss>({"cross_entropy", "mse"}, loss), l2};
+           one_of<Loss>({"cross_entropy", "mse", "logistic"}, loss), l2};
+    require(net.loss != Loss::logistic || net.outputs() == 1, "the logistic loss takes one output");
   }
   Network(const Network&) = delete;
 
+  std::vector<std::vector<double>> constants;  // what the layers point to
   std::vector<Layer> layers;
   Net net;
 };
@@ -99,6 +106,10 @@ template <class T>
 using Matrix = nb::ndarray<T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 template <class T>
 using Cube = nb::ndarray<T, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
+template <class T>
+using Samples = nb::ndarray<T, nb::ndim<4>, nb::c_contig, nb::device::cpu>;
+template <class T>
+using Numbers = nb::ndarray<T, nb::c_contig, nb::device::cpu>;
 template <class T>
 using Line = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Classes = nb::ndarray<const Index, nb::c_contig, nb::device::cpu>;
@@ -172,14 +183,16 @@ void check_range(const Index* values, Index count, Index below, const char* name
 
 template <class T>
 void run(const Network& network, Matrix<T> weights, Matrix<const T> inputs, std::optional<Matrix<const T>> targets,
-         std::optional<Classes> classes, std::optional<Indices> indices, std::optional<Cube<const T>> own_inputs,
-         std::optional<Cube<const T>> own_targets, std::optional<Classes> own_classes, const std::string& rule,
+         std::optional<Classes> classes, std::optional<Indices> indices, std::optional<Samples<const T>> own_inputs,
+         std::optional<Numbers<const T>> own_targets, std::optional<Classes> own_classes, const std::string& rule,
          const std::vector<double>& options, const std::vector<Matrix<T>>& memory, Line<const double> rates, Index first,
          Line<const std::uint8_t> wanted, std::optional<Matrix<T>> before, std::optional<Matrix<T>> gradients,
          std::optional<Matrix<T>> full_gradients, std::optional<Matrix<T>> losses,
          std::optional<Matrix<T>> gradient_norms, std::optional<Matrix<T>> cosines,
          std::optional<Matrix<T>> full_losses, std::optional<Matrix<T>> full_norms,
-         std::optional<Matrix<T>> accuracies, Index threads, const std::string& set) {
+         std::optional<Matrix<T>> accuracies, std::optional<Matrix<T>> kept_weights,
+         std::optional<Matrix<T>> kept_gradients, std::optional<Matrix<T>> kept_full_gradients, Index threads,
+         const std::string& set) {
   const Net& net = network.net;
   Job<T> job{};
   job.net = &net;
@@ -191,12 +204,13 @@ void run(const Network& network, Matrix<T> weights, Matrix<const T> inputs, std:
                                                       std::to_string(net.inputs()) + " inputs of the network");
   job.weights = weights.data();
   job.inputs = inputs.data();
-  const bool classifies = net.loss == Loss::cross_entropy;
+  const bool classifies = net.loss != Loss::mse;
+  const Index labels = net.loss == Loss::logistic ? 2 : outputs;
   require(classifies ? classes && Index(classes->size()) == n
                      : targets && Index(targets->shape(0)) == n && Index(targets->shape(1)) == outputs,
-          "one target per sample is needed: classes for cross-entropy, else a matrix (samples, outputs)");
+          "one target per sample is needed: a matrix (samples, outputs) for squared loss, else classes");
   job.targets = classifies ? static_cast<const void*>(classes->data()) : targets->data();
-  if (classifies) check_range(classes->data(), n, outputs, "class", "outputs");
+  if (classifies) check_range(classes->data(), n, labels, "class", "classes");
 
   if (indices) {
     require(Index(indices->shape(0)) == R && Index(indices->shape(1)) == S && indices->stride(2) == 1,
@@ -207,16 +221,17 @@ void run(const Network& network, Matrix<T> weights, Matrix<const T> inputs, std:
       for (Index t = 0; t < S; ++t)
         check_range(job.indices + r * job.index_run + t * job.index_step, job.batch, n, "index", "samples");
   } else if (own_inputs) {
-    job.batch = own_inputs->shape(1);
-    const Index count = R * job.batch;
-    require(S == 1 && Index(own_inputs->shape(0)) == R && Index(own_inputs->shape(2)) == net.inputs(),
-            "samples of the runs' own must be (runs, batch, inputs), for one step");
+    job.batch = own_inputs->shape(2);
+    const Index count = R * S * job.batch;
+    require(Index(own_inputs->shape(0)) == R && Index(own_inputs->shape(1)) == S &&
+                Index(own_inputs->shape(3)) == net.inputs(),
+            "samples of the runs' own must be (runs, steps, batch, inputs)");
     require(classifies ? own_classes && Index(own_classes->size()) == count
                        : own_targets && Index(own_targets->size()) == count * outputs,
             "one target is needed for each of the runs' own samples");
     job.own_inputs = own_inputs->data();
     job.own_targets = classifies ? static_cast<const void*>(own_classes->data()) : own_targets->data();
-    if (classifies) check_range(own_classes->data(), count, outputs, "class", "outputs");
+    if (classifies) check_range(own_classes->data(), count, labels, "class", "classes");
   }
   require(job.batch > 0 || !(indices || own_inputs), "a batch has at least one sample");
 
@@ -239,10 +254,21 @@ void run(const Network& network, Matrix<T> weights, Matrix<const T> inputs, std:
   job.full_losses = matrix(full_losses, S, R, "full_losses");
   job.full_norms = matrix(full_norms, S, R, "full_norms");
   job.accuracies = matrix(accuracies, S, R, "accuracies");
+  Index weights_kept = 0, gradients_kept = 0, full_kept = 0;
   for (Index t = 0; t < S; ++t) {
+    weights_kept += (job.wanted[t] & keep_weights) != 0;
+    gradients_kept += (job.wanted[t] & keep_gradient) != 0;
+    full_kept += (job.wanted[t] & keep_full_gradient) != 0;
+    require(!(job.wanted[t] & keep_full_gradient) || job.wanted[t] & full_gradient, "no full gradient to keep");
     require(!(job.wanted[t] & accuracy) || classifies, "accuracy needs classes");
     require(!(job.wanted[t] & cosine) || job.before, "a cosine needs the gradient before");
   }
+  require(gradients_kept == 0 || job.batch > 0, "a gradient to keep needs a batch");
+  require((kept_weights || !weights_kept) && (kept_gradients || !gradients_kept) && (kept_full_gradients || !full_kept),
+          "there is no room for what is to be kept");
+  job.kept_weights = matrix(kept_weights, weights_kept * R, P, "kept_weights");
+  job.kept_gradients = matrix(kept_gradients, gradients_kept * R, P, "kept_gradients");
+  job.kept_full_gradients = matrix(kept_full_gradients, full_kept * R, P, "kept_full_gradients");
   require(threads >= 1, "at least one thread");
   if (R == 0 || S == 0) return;
   if constexpr (sizeof(T) == 4) {
@@ -302,7 +328,8 @@ void bind_run(nb::module_& m) {
         optional("own_classes"), "rule"_a = "sgd", "options"_a = std::vector<double>(6, 0.0),
         array("memory") = nb::list(), array("rates"), "first"_a = 0, array("wanted"), optional("before"),
         optional("gradients"), optional("full_gradients"), optional("losses"), optional("gradient_norms"),
-        optional("cosines"), optional("full_losses"), optional("full_norms"), optional("accuracies"), "threads"_a = 1,
+        optional("cosines"), optional("full_losses"), optional("full_norms"), optional("accuracies"),
+        optional("kept_weights"), optional("kept_gradients"), optional("kept_full_gradients"), "threads"_a = 1,
         "set"_a = "");
 }
 

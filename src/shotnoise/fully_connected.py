@@ -98,6 +98,8 @@ def _loss_refused(problem: Problem) -> str | None:
         return "the layers act on further axes"
     if problem.loss_spec == NAMED["cross_entropy"] and targets.ndim == 1 and not targets.is_floating_point():
         return None
+    if problem.loss_spec == NAMED["logistic"] and linear[-1].out_features == 1:
+        return None
     if problem.loss_spec == NAMED["mse"] and targets.shape[1:] == (linear[-1].out_features,):
         return None
     return f"loss {problem.loss_name!r} with targets {tuple(targets.shape)} is not written out"

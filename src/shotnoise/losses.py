@@ -4,11 +4,13 @@
                  d1, ..., so that the mean over samples is what `torch.nn.CrossEntropyLoss` reports
 "mse"            1/2 ||outputs - targets||^2, summed over all outputs of a sample: the papers' convention, which is
                  half of `torch.nn.MSELoss(reduction="sum")` and has no division by the number of outputs
+"logistic"       log(1 + e^f) - y f for one output f per sample (the logit of label 1) and labels y in {0, 1}, which is
+                 `torch.nn.BCEWithLogitsLoss(reduction="none")`; for labels of +-1 it is log(1 + e^(-y f))
 a callable       loss(outputs, targets) -> tensor (n,), one value per sample
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch.nn.functional as F
@@ -21,11 +23,16 @@ LossFunction = Callable[[Any, Any], Tensor]
 
 @dataclass(frozen=True)
 class Loss:
-    """A per-sample loss: `per_sample(outputs, targets)` gives (n,); `check` looks at them first and raises."""
+    """A per-sample loss: `per_sample(outputs, targets)` gives (n,); `check` looks at them first and raises.
+
+    check_targets: what can be said of the targets before there are outputs. Losses are equal that have the same name,
+    also in another process, where their functions may be copies; one of the user's never has that of a named loss.
+    """
 
     name: str
-    per_sample: LossFunction
-    check: Callable[[Any, Any], None]
+    per_sample: LossFunction = field(compare=False)
+    check: Callable[[Any, Any], None] = field(compare=False)
+    check_targets: Callable[[Any], None] = field(default=lambda targets: None, compare=False)
 
 
 def resolve(loss: str | LossFunction) -> Loss:
@@ -41,10 +48,11 @@ def resolve(loss: str | LossFunction) -> Loss:
     if reduction != "none":
         raise InputError(
             f"loss={type(loss).__name__}(reduction={reduction!r}) returns one number for the whole batch; "
-            'build it with reduction="none", or pass "cross_entropy" or "mse"'
+            f'build it with reduction="none", or pass one of {", ".join(map(repr, NAMED))}'
         )
     if callable(loss):
-        return Loss(getattr(loss, "__name__", type(loss).__name__), loss, lambda outputs, targets: None)
+        name = getattr(loss, "__name__", type(loss).__name__)
+        return Loss(f"own {name}" if name in NAMED else name, loss, lambda outputs, targets: None)
     raise InputError(f"loss must be a name or a callable loss(outputs, targets), not {type(loss).__name__}")
 
 
@@ -58,6 +66,11 @@ def mse(outputs: Tensor, targets: Tensor) -> Tensor:
     """Half the squared error, summed over the outputs of each sample: (n,)."""
     squares = 0.5 * (outputs - targets).square()
     return squares.flatten(1).sum(1) if squares.ndim > 1 else squares
+
+
+def logistic(outputs: Tensor, targets: Tensor) -> Tensor:
+    """log(1 + e^-m), the margin m being the logit of label 1 where that is the label and its negative else: (n,)."""
+    return -F.logsigmoid(outputs.flatten() * (2 * targets.flatten().to(outputs) - 1))
 
 
 def check_cross_entropy(outputs: Any, targets: Any) -> None:
@@ -77,9 +90,53 @@ def check_mse(outputs: Any, targets: Any) -> None:
     _require_shape(outputs, targets, "mse")
 
 
+def check_logistic(outputs: Any, targets: Any) -> None:
+    _require_tensors(outputs, targets, "logistic")
+    n = len(targets)
+    if tuple(outputs.shape) not in ((n,), (n, 1)):
+        hint = "; for scores of two or more classes take cross_entropy" if outputs.ndim == 2 else ""
+        raise InputError(
+            f"logistic needs one output per sample, the logit of label 1, of shape ({n},) or ({n}, 1), but the model "
+            f"returned {tuple(outputs.shape)}{hint}"
+        )
+    check_labels(targets)
+
+
+def check_labels(targets: Any) -> None:
+    """Raise unless the targets are labels 0 and 1 (whole numbers, floats or booleans), (n,) or (n, 1)."""
+    if not isinstance(targets, Tensor):
+        raise InputError(f"loss='logistic' needs labels 0 and 1, one per sample, but got {type(targets).__name__}")
+    if targets.shape[1:] not in ((), (1,)):
+        raise InputError(
+            f"logistic needs one label per sample, targets (n,) or (n, 1), but they have shape {tuple(targets.shape)}"
+        )
+    one = targets == 1
+    if bool((one | (targets == 0)).all()):
+        return
+    if bool((one | (targets == -1)).all()):
+        raise DataError("logistic takes labels 0 and 1, but the targets are -1 and 1; pass (targets + 1) / 2")
+    seen = targets[~(one | (targets == 0))][:3].flatten().tolist()
+    raise DataError(
+        f"logistic takes labels 0 and 1, but among the targets are {', '.join(f'{t:g}' for t in seen)}; for several "
+        "classes take cross_entropy, for probabilities torch.nn.BCEWithLogitsLoss(reduction='none')"
+    )
+
+
+def right(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
+    """Which of the n samples are classified right, (runs, n), by outputs (runs, n, classes) or logits (runs, n[, 1]).
+
+    For "logistic", where a logit above 0 stands for label 1, and "cross_entropy" with class indices.
+    """
+    if loss == NAMED["logistic"]:
+        labels = targets.flatten() > 0
+        return (outputs.reshape(-1, len(labels)) > 0) == labels
+    return outputs.argmax(-1) == targets
+
+
 NAMED = {
     "cross_entropy": Loss("cross_entropy", cross_entropy, check_cross_entropy),
     "mse": Loss("mse", mse, check_mse),
+    "logistic": Loss("logistic", logistic, check_logistic, check_labels),
 }
 
 

@@ -1,14 +1,53 @@
-"""Small networks by name, for the command line and the examples: "linear", "mlp:64,32", "cnn:16,32"."""
+"""Small networks by name, "linear", "mlp:64,32", "cnn:16,32", for command line and examples; polynomial activations."""
 
+import math
 from collections import OrderedDict
+from collections.abc import Sequence
+from typing import SupportsFloat
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from shotnoise.datasets import Data
 from shotnoise.errors import InputError
 
 KINDS = '"linear", "mlp:64,32" (widths of the hidden layers) or "cnn:16,32" (channels of the convolutions)'
+
+
+class Polynomial(nn.Module):
+    """The elementwise activation s(z) = c_0 + c_1 z + ... + c_D z^D, D >= 1, as `predict.networks` takes it.
+
+    coefficients: c_0, c_1, ..., finite numbers, kept in double precision whatever that of the model is; they are no
+    parameters, but part of the module's state. Compiled in `simulate`, as ReLU is. Raises InputError for other ones.
+
+    >>> Polynomial([1, 0, 0.5])(torch.tensor([0.0, 2.0, -2.0])).tolist()
+    [1.0, 3.0, 3.0]
+    """
+
+    def __init__(self, coefficients: Sequence[SupportsFloat]) -> None:
+        super().__init__()
+        self.coefficients = tuple(float(c) for c in coefficients)
+        if len(self.coefficients) < 2 or not all(map(math.isfinite, self.coefficients)):
+            raise InputError(
+                f"coefficients={list(self.coefficients)}: c_0, c_1, ... of a polynomial of degree 1 or more, finite"
+            )
+
+    def forward(self, z: Tensor) -> Tensor:
+        return _horner(self.coefficients, z)
+
+    def slope(self, z: Tensor) -> Tensor:
+        """s'(z)"""
+        return _horner([k * c for k, c in enumerate(self.coefficients)][1:], z)
+
+    def extra_repr(self) -> str:
+        return str(list(self.coefficients))
+
+    def get_extra_state(self) -> Tensor:
+        """Makes the coefficients part of a checkpoint, and of the fingerprint of a problem."""
+        return torch.tensor(self.coefficients, dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.coefficients = tuple(state.tolist())
 
 
 def build(spec: str, data: Data, seed: int = 0) -> nn.Module:
@@ -34,6 +73,13 @@ def build(spec: str, data: Data, seed: int = 0) -> nn.Module:
             case "cnn" if sizes:
                 return _cnn(data, sizes, outputs)
     raise InputError(f"model {spec!r} is not known; use {KINDS}")
+
+
+def _horner(coefficients: Sequence[float], z: Tensor) -> Tensor:
+    value = torch.full_like(z, coefficients[-1])
+    for c in reversed(coefficients[:-1]):
+        value = value * z + c
+    return value
 
 
 def _sizes(spec: str, widths: str) -> list[int]:

@@ -20,7 +20,7 @@ from shotnoise.per_sample import examination, finite, trust
 from shotnoise.per_sample.chunk import Chunk, evaluate
 from shotnoise.per_sample.elementary import ElementaryNorms
 from shotnoise.per_sample.explicit import elementary_kernels
-from shotnoise.samples import Batch, hash_tensors
+from shotnoise.samples import Batch, InMemory, Samples, hash_tensors
 from shotnoise.samples import resolve as resolve_samples
 
 LARGEST_CHUNK = 4096  # samples
@@ -32,7 +32,8 @@ class Problem:
     """A model, a per-sample loss and data, ready to be measured.
 
     model: any `torch.nn.Module`; its trainable parameters (requires_grad) are the weights, frozen ones are constants.
-    loss: "cross_entropy", "mse" (1/2 ||f(x) - y||^2 per sample) or a callable loss(outputs, targets) -> (n,).
+    loss: "cross_entropy", "mse" (1/2 ||f(x) - y||^2 per sample), "logistic" (one output per sample, labels 0 and 1) or
+        a callable loss(outputs, targets) -> (n,).
     inputs, targets: tensors with the samples on axis 0 (inputs may be a tuple or a dict of tensors, which the model
         receives as positional or keyword arguments), or one torch Dataset of (input, target) pairs.
     l2: the penalty (l2/2) ||w||^2 on all trainable parameters; what `weight_decay` is in torch.optim.SGD.
@@ -62,7 +63,7 @@ class Problem:
             raise InputError(f"model must be a torch.nn.Module, not {type(model).__name__}")
         self.model: nn.Module = getattr(model, "_orig_mod", model)  # torch.compile keeps the module it wraps there
         self.loss_spec = losses_module.resolve(loss)
-        self.samples = resolve_samples(inputs, targets)
+        self.samples = self._checked(inputs, targets)
         self.l2 = float(l2)
         self._chunk_size = chunk_size
         self._measurable: object = None  # the state of the model that was found so
@@ -242,7 +243,7 @@ class Problem:
     def on(self, inputs: Any, targets: Any) -> "Problem":
         """The same model, not a copy of it, with the same loss on other samples of the same kind."""
         other = copy.copy(self)
-        other.samples = resolve_samples(inputs, targets)
+        other.samples = self._checked(inputs, targets)
         return other
 
     def passes(
@@ -318,6 +319,12 @@ class Problem:
     def evaluation(self, dtype: torch.dtype | None = None) -> Evaluation:
         """Model, loss and present weights as a pure function of samples."""
         return Evaluation(self.model, self.loss_spec, dtype)
+
+    def _checked(self, inputs: Any, targets: Any) -> Samples:
+        samples = resolve_samples(inputs, targets)
+        if isinstance(samples, InMemory):
+            self.loss_spec.check_targets(samples.targets)
+        return samples
 
     def _batch(self, evaluation: Evaluation, indices: Tensor) -> tuple[Batch, Batch]:
         return evaluation.place(self.samples.batch(indices))

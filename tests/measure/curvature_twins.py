@@ -12,6 +12,7 @@ import shotnoise as sn
 LOSSES = {  # of all samples, one value each, written without the library
     "cross_entropy": lambda f, y: torch.logsumexp(f, 1) - f.gather(1, y[:, None])[:, 0],
     "mse": lambda f, y: (f - y).square().sum(1) / 2,
+    "logistic": lambda f, y: torch.log(1 + torch.exp(f[:, 0])) - y * f[:, 0],
 }
 
 
@@ -61,10 +62,13 @@ def problem_of(model, loss="cross_entropy", n=12, l2=0.0, seed=0, dtype=torch.fl
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = (model.build if isinstance(model, Model) else model)().to(dtype)
+        network = (model.build if isinstance(model, Model) else model)()
+        network = (nn.Sequential(network, nn.Linear(3, 1)) if loss == "logistic" else network).to(dtype)
     x = torch.randn(n, 4, generator=generator, dtype=torch.float64).to(dtype)
     if loss == "cross_entropy":
         y = torch.randint(3, (n,), generator=generator)
+    elif loss == "logistic":
+        y = torch.randint(2, (n,), generator=generator)
     else:
         y = torch.randn(n, 3, generator=generator, dtype=torch.float64).to(dtype)
     return sn.Problem(network, loss, x, y, l2=l2)
@@ -104,12 +108,15 @@ def probabilities(problem):
 
 def gauss_newton(problem):
     """From the Jacobian and the curvature of the loss in the outputs."""
-    J, pi = jacobian(problem), probabilities(problem)
-    S = (
-        np.stack([np.eye(3)] * problem.n)
-        if problem.loss_name == "mse"
-        else np.einsum("ni,ij->nij", pi, np.eye(3)) - pi[:, :, None] * pi[:, None]
-    )
+    J = jacobian(problem)
+    if problem.loss_name == "mse":
+        S = np.stack([np.eye(3)] * problem.n)
+    elif problem.loss_name == "logistic":
+        f = outputs(problem, start(problem)).detach().double().numpy()[:, :, None]
+        S = np.exp(f) / (1 + np.exp(f)) ** 2
+    else:
+        pi = probabilities(problem)
+        S = np.einsum("ni,ij->nij", pi, np.eye(3)) - pi[:, :, None] * pi[:, None]
     return np.einsum("nip,nij,njq->pq", J, S, J) / problem.n
 
 

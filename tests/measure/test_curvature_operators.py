@@ -17,7 +17,7 @@ from shotnoise.measure.curvature.operators import Kept
 from shotnoise.measure.curvature.written_out import WrittenOut, written_out
 
 BY_MODEL = pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
-SETTINGS = pytest.mark.parametrize(("loss", "l2"), [("cross_entropy", 0.0), ("mse", 0.3)])
+SETTINGS = pytest.mark.parametrize(("loss", "l2"), [("cross_entropy", 0.0), ("mse", 0.3), ("logistic", 0.1)])
 
 
 def close(found, expected, rtol=1e-11):
@@ -98,7 +98,7 @@ def test_the_diagonal_without_products(model, loss, l2):
 
 
 @BY_MODEL
-@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse", "logistic"])
 def test_written_down_and_found_factors_of_a_loss_agree(model, loss):
     """The same loss as a function of one's own, whose second derivative has to be factored."""
     named = problem_of(model, loss)

@@ -244,7 +244,7 @@ class TestLinearModels:
             model = nn.Linear(9, 1, bias=False).double()
             with torch.no_grad():
                 model.weight.copy_(torch.from_numpy(w)[None])
-            loss = "mse" if name == "least_squares" else binary
+            loss = "mse" if name == "least_squares" else "logistic"
             problem = sn.Problem(model, loss, torch.from_numpy(x), torch.from_numpy(y)[:, None])
             rate, L = float(found["learning_rate"]), float(found["smoothness"])
             step = bounds.one_step(problem, rate, 2, smoothness=L)
@@ -279,10 +279,6 @@ class TestLinearModels:
             bounds.logistic(np.eye(2, 3), [1, 0, 1], np.zeros(3), 1)
         with pytest.raises(sn.InputError, match="noise_variance=0"):
             bounds.least_squares(np.eye(2, 3), [1, 0], np.zeros(3), 1, noise_variance=0)
-
-
-def binary(outputs, targets):
-    return nn.functional.binary_cross_entropy_with_logits(outputs, targets, reduction="none")[:, 0]
 
 
 class TestProcess:

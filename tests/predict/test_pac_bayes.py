@@ -292,6 +292,24 @@ class TestBound:
         with pytest.raises(sn.InputError, match="has no 0-1 error"):
             gen.pac_bayes(problem, draws=5)
 
+    @pytest.mark.parametrize("form", [lambda y: y, lambda y: y[:, None].double()], ids=["classes", "column"])
+    def test_the_logistic_loss_is_cross_entropy_with_the_logits_0_and_f(self, form):
+        """The same function of the same weights, written as two losses: the same diagonal, errors and bound."""
+        x = torch.randn(60, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        y = (x[:, 0] + 0.5 * x[:, 1] > 0).long()
+        one = nn.Linear(3, 1, bias=False).double()
+        with torch.no_grad():
+            one.weight.copy_(torch.tensor([[2.0, 1.0, -0.5]]))
+        logits = nn.Sequential(one, nn.Linear(1, 2, bias=False).double().requires_grad_(False))
+        logits[1].weight.copy_(torch.tensor([[0.0], [1.0]]))
+        found = gen.pac_bayes(sn.Problem(one, "logistic", x, form(y)), draws=50)
+        true = gen.pac_bayes(sn.Problem(logits, "cross_entropy", x, y), draws=50)
+        for name in ("hessian_diagonal", "kl_divergence", "posterior_error", "risk_bound"):
+            np.testing.assert_allclose(found[name], true[name], rtol=1e-12)
+        assert found.attrs["vacuity"] == true.attrs["vacuity"]
+        other = gen.pac_bayes(sn.Problem(one, "logistic", x, form(1 - y)), draws=50)
+        assert abs(float(other["posterior_error"][0, 0] - (1 - found["posterior_error"][0, 0]))) < 1e-12
+
     @pytest.mark.parametrize(
         ("options", "message"),
         [

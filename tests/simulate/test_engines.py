@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 import shotnoise as sn
 from model_cases import Calls, Doubled, frozen, tied_linears
 from shotnoise.errors import InputError
+from shotnoise.models import Polynomial
 from shotnoise.simulate.engines import ENGINES, Engine, choose, dense, native, stacked
 from shotnoise.simulate.engines.dense import Dense
 from shotnoise.simulate.engines.stacked import Stacked
@@ -29,6 +30,9 @@ DOUBLE, SINGLE = torch.float64, torch.float32
 MEAN_LOSS = {  # written without the library
     "cross_entropy": F.cross_entropy,
     "mse": lambda outputs, targets: 0.5 * ((outputs - targets) ** 2).sum() / len(outputs),
+    "logistic": lambda outputs, targets: F.binary_cross_entropy_with_logits(
+        outputs.flatten(), targets.flatten().to(outputs)
+    ),
     log_cosh: lambda outputs, targets: log_cosh(outputs, targets).mean(),
 }
 BUILT = ("native",) if native.MODULE is not None else ()
@@ -76,6 +80,8 @@ class Case:
             outputs = call(model, inputs).detach()
             if self.targets is not None:
                 targets = self.targets(outputs)
+            elif self.loss == "logistic":
+                targets = torch.randint(0, 2, (N,))
             elif self.loss == "cross_entropy":
                 targets = torch.randint(0, outputs.shape[1], (N, *outputs.shape[2:]))
             else:
@@ -93,6 +99,11 @@ def layers(*sizes: int, act: Callable[[], nn.Module] = nn.Tanh, bias: bool = Tru
     for i, o in pairwise(sizes):
         parts += [nn.Linear(i, o, bias=bias), act()]
     return nn.Sequential(*parts[:-1])
+
+
+class Shifted(Polynomial):
+    def forward(self, z):
+        return super().forward(z) + 1
 
 
 def hooked(model: nn.Module) -> nn.Module:
@@ -122,6 +133,14 @@ CASES = [
     Case("multi-output-no-bias", lambda: nn.Linear(3, 2, bias=False)),
     Case("softmax", lambda: nn.Linear(3, 4), loss="cross_entropy"),
     Case("softmax-no-bias-l2", lambda: nn.Linear(3, 4, bias=False), loss="cross_entropy", l2=0.2),
+    Case("logistic", lambda: nn.Linear(3, 1), loss="logistic"),
+    Case("logistic-no-bias-l2", lambda: nn.Linear(3, 1, bias=False), loss="logistic", l2=0.2),
+    Case("logistic-network", lambda: layers(3, 5, 4, 1, act=nn.ReLU), loss="logistic", l2=0.1,
+         targets=lambda outputs: (torch.arange(N)[:, None] % 3 == 0).to(outputs)),
+    Case("logistic-one-axis", lambda: Calls(lambda self, x: self.a(x)[:, 0], a=nn.Linear(3, 1)), loss="logistic",
+         takes=ANY, why_not=not_known("Calls")),
+    Case("logistic-item-by-item", lambda: layers(3, 4, 1), loss="logistic", takes=ANY, dataset=True,
+         why_not={"dense": "the inputs are not one tensor in memory"}),
     Case("deep-linear", lambda: nn.Sequential(nn.Linear(3, 4, bias=False), nn.Linear(4, 2, bias=False))),
     Case("relu", lambda: layers(3, 6, 4, act=nn.ReLU), loss="cross_entropy"),
     Case("relu-no-bias", lambda: layers(3, 6, 5, 2, act=nn.ReLU, bias=False), l2=0.1),
@@ -138,6 +157,11 @@ CASES = [
     Case("nested", lambda: nn.Sequential(nn.Sequential(nn.Flatten(), nn.Identity(), nn.Linear(6, 5)), nn.Sequential(
         nn.Sequential(nn.ReLU()), layers(5, 4, 3))), (3, 2), "cross_entropy", l2=0.2),
     Case("no-act-between", lambda: nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2))),
+    Case("polynomial", lambda: layers(3, 5, 4, 2, act=lambda: Polynomial([0.3, 1.0, -0.2, 0.05])), l2=0.1),
+    Case("polynomial-no-bias", lambda: layers(3, 5, 4, act=lambda: Polynomial([0.0, 0.5, 0.1]), bias=False),
+         loss="cross_entropy"),
+    Case("polynomial-of-ones-own", lambda: layers(3, 5, 2, act=lambda: Shifted([0.0, 0.5, 0.1])), takes=ANY,
+         why_not=not_known("Shifted")),
     Case("gelu", lambda: layers(3, 5, 2, act=nn.GELU), takes=(*BUILT, *ANY), why_not=not_known("GELU")),
     Case("leaky-flat", lambda: layers(3, 5, 2, act=lambda: nn.LeakyReLU(0.0)), takes=ANY,
          why_not=not_known("LeakyReLU")),
@@ -277,7 +301,13 @@ def everything(engine: Engine, weights: Tensor, classes: bool) -> list[Tensor]:
 
 
 def has_classes(case: Case) -> bool:
-    return case.loss == "cross_entropy" and case.targets is None
+    return case.loss == "logistic" or (case.loss == "cross_entropy" and case.targets is None)
+
+
+def share_right(case: Case, outputs: Tensor, targets: Tensor) -> Tensor:
+    if case.loss == "logistic":
+        return ((outputs.flatten() > 0) == (targets.flatten() == 1)).double().mean()
+    return (outputs.argmax(1) == targets).double().mean()
 
 
 @cache
@@ -287,7 +317,7 @@ def truth_of(case: Case, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]
     weights, (_, targets) = runs_of(problem), tensors_of(problem)
     each = [by_autograd(case, problem, w, torch.arange(N)) for w in weights]
     losses, gradients = (torch.stack([found[i] for found in each]) for i in (0, 1))
-    right = [(outputs.argmax(1) == targets).double().mean() for *_, outputs in each] if has_classes(case) else None
+    right = [share_right(case, outputs, targets) for *_, outputs in each] if has_classes(case) else None
     full = [losses, gradients, losses, *([] if right is None else [torch.stack(right)])]
     return list(expected(case, problem, weights, BATCHES)), full
 
@@ -470,3 +500,14 @@ def test_rounding_is_not_taken_for_a_wrong_gradient():
             torch.manual_seed(seed)
             problem = sn.Problem(layers(3, 40, 40, 3), "cross_entropy", torch.randn(3, 3), torch.tensor([0, 1, 2]))
         assert choose(problem, "torch").key == "dense"
+
+
+def test_labels_read_item_by_item_are_looked_at_before_they_are_used():
+    """The examinations of a problem and of an engine see a few samples only; the wrong label is not among them."""
+    x, y = torch.randn(40, 3), torch.arange(40) % 2
+    y[21] = -1
+    problem = sn.Problem(nn.Linear(3, 1), "logistic", Items(x, y))
+    problem.examine()
+    for record in ("loss", "minibatch_loss"):
+        with pytest.raises(sn.DataError, match="logistic takes labels 0 and 1, but among the targets are -1"):
+            sn.simulate(problem, sn.rules.SGD(0.1), 30, 3, 2, record=record, workers=1)

@@ -69,6 +69,16 @@ def everybody(count: int) -> torch.Tensor:
     return torch.ones(count, dtype=torch.bool)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_runs_that_are_alike_have_no_variance(dtype):
+    """Their mean is not quite one of them; what that leaves is rounding, and anything else is not."""
+    alike = torch.full((7, 300), 0.1, dtype=dtype).cumsum(1)[:1].expand(7, -1).clone()
+    assert float((alike - alike.mean(0)).square().sum()) > 0
+    assert float(trace_variance(alike, everybody(7))[""]) == 0
+    alike[3] += 100 * torch.finfo(dtype).eps * alike[3]
+    assert float(trace_variance(alike, everybody(7))[""]) > 0
+
+
 @pytest.mark.parametrize("kind", ["normal", "exponential", "cauchy", "far from zero"])
 @pytest.mark.parametrize(("runs", "p"), [(3, 1), (7, 4), (64, 5), (250, 2)])
 def test_the_variance_of_vectors_is_that_of_the_definition(kind, runs, p):

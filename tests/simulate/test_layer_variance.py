@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import shotnoise as sn
+from shotnoise.simulate import recorders
 
 RUNS, STEPS = 24, 4
 NAMES = ["layer_gradient_variance", "layer_full_gradient_variance"]
@@ -67,3 +68,10 @@ def test_a_store_keeps_them(problem, tmp_path):
     again = sn.simulate.load(tmp_path / "runs.zarr")
     assert again["layer"].values.tolist() == ["0", "2"]
     assert "layer_gradient_variance" in sn.simulate.summary(again.load())
+
+
+def test_columns_that_are_no_neighbours_are_collected():
+    vectors = torch.arange(12.0).view(2, 6)
+    near, apart = (recorders._columns(vectors, [slice(1, 3), other]) for other in (slice(3, 4), slice(5, 6)))
+    assert near.tolist() == [[1, 2, 3], [7, 8, 9]] and near.data_ptr() == vectors[:, 1:].data_ptr()
+    assert apart.tolist() == [[1, 2, 5], [7, 8, 11]]

@@ -29,7 +29,11 @@ from shotnoise.simulate.streams import BATCHES, INITIAL_WEIGHTS, REDRAWS
 
 STEPS, SEED, N = 8, 5, 15
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}
-MEAN_LOSS = {"cross_entropy": F.cross_entropy, "mse": lambda out, y: 0.5 * ((out - y) ** 2).sum() / len(out)}
+MEAN_LOSS = {
+    "cross_entropy": F.cross_entropy,
+    "mse": lambda out, y: 0.5 * ((out - y) ** 2).sum() / len(out),
+    "logistic": lambda out, y: F.binary_cross_entropy_with_logits(out[:, 0], y.to(out)),
+}
 ALL = [name for name, recorder in NAMED.items() if recorder.per == "run"]
 SEEN = [name for name in ALL if name != "accuracy"]
 
@@ -165,9 +169,11 @@ class ByHand:
         self.seen["gradient_norm"].append(float(gradient.norm()))
         self.seen["gradient_norm_sq"].append(float(gradient.square().sum()))
         self.seen["weights"].append(flat(self.trained).numpy())
+        x, y = self.data()
         if self.problem.loss_name == "cross_entropy":
-            x, y = self.data()
             self.seen["accuracy"].append(float((self.model(x).argmax(1) == y).double().mean()))
+        if self.problem.loss_name == "logistic":
+            self.seen["accuracy"].append(float(((self.model(x)[:, 0] > 0) == (y == 1)).double().mean()))
 
     def change(self, sample: Sample, rate: float) -> float:
         """Of the full loss, by one update on another batch from here."""
@@ -294,6 +300,21 @@ class Spy:
     def minibatch(self, weights, batch):
         self.batches.append(batch)
         return self.engine.minibatch(weights, batch)
+
+    def trainer(self, rule):
+        own = self.engine.trainer(rule)
+        return own and SpyingTrainer(own, self.batches)
+
+
+class SpyingTrainer:
+    """Of many steps in one call."""
+
+    def __init__(self, own, batches):
+        self.own, self.observed, self.batches = own, own.observed, batches
+
+    def __call__(self, weights, memory, indices, *others):
+        self.batches.extend(indices.unbind(1))
+        return self.own(weights, memory, indices, *others)
 
 
 def pieces(problem, runs: int, size: int, **options) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -518,7 +539,9 @@ def test_records_that_cannot_be(record, why):
 
 
 def test_records_that_a_problem_does_not_have():
-    with pytest.raises(InputError, match="record='accuracy' needs one class index per sample .* the loss is 'mse'"):
+    with pytest.raises(
+        InputError, match="record='accuracy' needs the loss 'logistic', or 'cross_entropy' with .* the loss is 'mse'"
+    ):
         simulated(problem("regression"), SGD(0.1), 4, record="accuracy")
     with pytest.raises(InputError, match=r"projection: a matrix \(k, parameters\) is needed, not \(4,\)"):
         sn.simulate.weights(np.ones(4))
@@ -823,23 +846,35 @@ def test_fresh_samples_do_not_depend_on_the_block():
             np.testing.assert_allclose(other[name], found[0][name], rtol=1e-10, atol=1e-13)
 
 
-def test_a_population_of_ones_own():
+@pytest.mark.parametrize(("loss", "outputs"), [("cross_entropy", 2), ("logistic", 1)])
+def test_a_population_of_ones_own(loss, outputs):
     def draw(rng, count):
         x = rng.standard_exponential((count, 3))
         return x, (x.sum(1) > 3).astype(np.int64)
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
-    population = sn.Population(model, "cross_entropy", draw, evaluation_samples=200, seed=3)
+        model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, outputs)).double()
+    population = sn.Population(model, loss, draw, evaluation_samples=200, seed=3)
     assert population.full_quantities == "estimates from 200 evaluation samples"
     found = simulated(population, MOMENTUM.rule, 5, record=ALL)
     x, y = draw(np.random.default_rng(3), 200)
-    evaluation = sn.Problem(model, "cross_entropy", x, y)
+    evaluation = sn.Problem(model, loss, x, y)
     rng = run_stream(SEED, 1, BATCHES, (5, 0))
     x, y = (torch.from_numpy(part) for part in draw(rng, block.POPULATION_AHEAD // 15 * 5))
     batches = ((x[5 * t : 5 * t + 5], y[5 * t : 5 * t + 5]) for t in range(STEPS + 1))
     assert agrees(found, 1, ByHand(evaluation, MOMENTUM, STEPS).run(batches), ALL)
+
+
+def test_labels_of_a_population_are_looked_at_as_they_are_drawn():
+    def draw(rng, count):
+        x = rng.standard_normal((count, 3))
+        return x, np.where(x[:, 0] > (4 if count == 50 else 0), 0.5, 1.0)
+
+    population = sn.Population(nn.Linear(3, 1).double(), "logistic", draw, evaluation_samples=50)
+    for engine in ("auto", "stacked"):
+        with pytest.raises(sn.DataError, match="logistic takes labels 0 and 1, but among the targets are 0.5"):
+            sn.simulate(population, SGD(0.1), 5, 3, 2, engine=engine)
 
 
 def test_what_a_population_cannot_be():

@@ -259,14 +259,13 @@ def posterior(shop: Workshop) -> Reproduction:
     rng = np.random.default_rng(3)
     x = rng.normal(size=(60, 2)) * [2.0, 0.6]
     chance = 1 / (1 + np.exp(-(x @ [0.6, -1.5])))
-    labels = np.where(rng.random(60) < chance, 1.0, -1.0)
-    signed = torch.from_numpy(x * labels[:, None])
+    labels = rng.random(60) < chance
 
     def problem_at(weights: Array) -> Problem:
         line = torch.nn.Linear(2, 1, bias=False, dtype=torch.float64)
         with torch.no_grad():
             line.weight.copy_(torch.from_numpy(weights[None]))
-        return Problem(line, _logistic, signed, torch.zeros(60, dtype=torch.float64), l2=0.05)
+        return Problem(line, "logistic", torch.from_numpy(x), torch.from_numpy(labels), l2=0.05)
 
     weights = np.zeros(2)
     for _ in range(30):  # Newton's method
@@ -303,10 +302,6 @@ def posterior(shop: Workshop) -> Reproduction:
     kept = {"theory": flat.to_dataset(name="value"), "runs": runs}
     drawn = show.ellipses(curves, points, ["logistic regression"])
     return _made("posterior", sentences, kept, drawn, [verdicts["discrete"]], not verdicts["tempered posterior"].agrees)
-
-
-def _logistic(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.softplus(-outputs[:, 0])
 
 
 def momentum(shop: Workshop) -> Reproduction:

@@ -5,34 +5,34 @@ this gradient; then the rule leads to w_{t+1}. After the last step one more batc
 """
 
 import math
+from abc import abstractmethod
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from shotnoise.errors import InputError
 from shotnoise.population import Population
 from shotnoise.problem import Problem
 from shotnoise.rules import SHARED
 from shotnoise.samples import tree_map
 from shotnoise.simulate import initial
 from shotnoise.simulate.engines import Engine
-from shotnoise.simulate.engines.engine import Batch
+from shotnoise.simulate.engines.engine import FULL, GRADIENTS, WEIGHTS, Batch
 from shotnoise.simulate.layout import Piece
-from shotnoise.simulate.plan import ALIVE, DIVERGED, NEVER, SKETCH, Plan, suffix
-from shotnoise.simulate.recorders import NAMED, Recorder
+from shotnoise.simulate.plan import DIVERGED, NEVER, Plan
+from shotnoise.simulate.records import Content, Records
 from shotnoise.simulate.state import State
-from shotnoise.simulate.statistics import moments
 from shotnoise.simulate.streams import BATCHES, INITIAL_WEIGHTS, REDRAWS, run_streams
 
-Content = dict[str, NDArray[Any]]
 Watch = Callable[
     [int, State], None
 ]  # called after a step, or several at once, of which it sees the last; raises to stop
+SAMPLES_BYTES = 4 * 2**20  # of a population's samples that are handed to the engine at a time
 NUMBERS_AHEAD = 2**18  # indices drawn at a time for all runs of a block
 POPULATION_AHEAD = 2**14  # numbers drawn at a time for one run of a population: fixed, since it decides the stream
 
@@ -68,8 +68,8 @@ class _Training:
         self.others = _batches(plan, b, streams(REDRAWS)) if redraws else None
         self.alive = torch.ones(len(runs), dtype=torch.bool, device=self.weights.device)
         self.diverged = np.full(len(runs), NEVER, np.int32)
-        self.trainer = engine.trainer(self.rule) if isinstance(self.batches, _Indices) else None
-        self.records = _Records(plan, piece, () if self.trainer is None else self.trainer.observed)
+        self.trainer = engine.trainer(self.rule)
+        self.records = Records(plan, piece, () if self.trainer is None else self.trainer.observed)
         self.before: Tensor | None = None
         self.needs_before = any(recorder.needs_before for recorder in plan.recorders)
         self.full_first = any(recorder.needs_full_gradient for recorder in plan.recorders)
@@ -90,28 +90,34 @@ class _Training:
     def several(self, most: int) -> State:
         """At most so many steps, and at least one, by the engine's trainer, the same whatever is recorded.
 
-        A step at which some recorder must see the state is made alone.
+        A step at which some recorder needs more of the state than the trainer keeps of it is made alone.
         """
-        assert self.trainer is not None and isinstance(self.batches, _Indices)
+        assert self.trainer is not None
         t, alone = self.t, self.records.alone
         place = bisect_left(alone, t)
         here = alone[place : place + 1] == [t]
         until = t + 1 if here else alone[place] if place < len(alone) else self.plan.steps + 1
-        indices = self.batches.ahead(min(most, until - t))
+        batches = self.batches.ahead(self.records.room(t, min(most, until - t), self.weights))
         if here:
-            self.records.take(self._state(indices[:, 0]))
+            self.records.take(self._state(_first(batches)))
             self.before = None if self.before is None else self.before.clone()  # who has seen it may keep it
-        count = indices.shape[1]
+        count = (batches if isinstance(batches, Tensor) else batches[0]).shape[1]
         if self.needs_before and self.before is None:
             self.before = torch.full_like(self.weights, torch.nan)
         wanted = self.records.wanted(t, count)
-        found = self.trainer(self.weights, self.memory, indices, self.rates[t : t + count], t, wanted, self.before)
+        parts = {} if here else self.records.parts(t, count)
+        rates = self.rates[t : t + count]
+        found, kept = self.trainer(self.weights, self.memory, batches, rates, t, wanted, parts, self.before)
         losses = found["minibatch_loss"]
         finite = math.isfinite(float(losses.sum()))
         for k in range(count):
             if not finite:
                 self._look_for_divergence(t + k, losses[k])
             self.records.keep(t + k, {name: found[name][k] for name in wanted if wanted[name][k]}, self.alive)
+            if not here and self.records.looks(t + k):
+                self.records.take(
+                    self._looked_back(t + k, losses[k], {part: of[k] for part, of in kept.items() if k in of})
+                )
         self.t += count
         return self._seen(self.t - 1, losses[-1], torch.empty(0))
 
@@ -122,8 +128,16 @@ class _Training:
         return self._seen(self.t, losses, gradients)
 
     def _seen(self, t: int, losses: Tensor, gradients: Tensor) -> State:
-        redraw = partial(self._redraw, t)
+        redraw = _undeclared if self.others is None else partial(self._redraw, t)
         return State(self.engine, t, self.weights, gradients, losses, self.before, redraw, self.alive)
+
+    def _looked_back(self, t: int, losses: Tensor, kept: Mapping[str, Any]) -> State:
+        """The state at a step gone by, of which these parts were kept."""
+        weights, gradients = (kept.get(part, torch.empty(0)) for part in (WEIGHTS, GRADIENTS))
+        state = State(self.engine, t, weights, gradients, losses, None, _undeclared, self.alive)
+        if FULL in kept:
+            state.full = kept[FULL]
+        return state
 
     def _look_for_divergence(self, t: int, losses: Tensor) -> None:
         if not math.isfinite(float(losses.sum())):
@@ -142,82 +156,42 @@ class _Training:
         return moved
 
 
-class _Records:
-    """The arrays of one piece, filled step by step. observed: what an engine sees by itself, by name."""
-
-    def __init__(self, plan: Plan, piece: Piece, observed: Collection[str]) -> None:
-        self.plan, layout = plan, plan.layout
-        self.content: Content = {
-            name: np.full(layout.piece_shape(name, piece), np.nan if "float" in field.dtype else 0, field.dtype)
-            for name, field in layout.fields.items()
-        }
-        self.places = {r.name: {t: i for i, t in enumerate(r.steps or plan.recorded)} for r in plan.recorders}
-        self.row = {t: i for i, t in enumerate(plan.recorded)}
-        self.observed = [r for r in plan.recorders if r.name in observed and r is NAMED.get(r.name)]
-        self.others = [r for r in plan.recorders if r not in self.observed]
-        self.alone = sorted({t for r in self.others for t in self.places[r.name]})
-
-    def wants(self, t: int) -> bool:
-        return any(t in places for places in self.places.values())
-
-    def wanted(self, t: int, count: int) -> dict[str, NDArray[np.bool_]]:
-        """At which of the steps t, t + 1, ... a recorder that the engine stands in for looks, by name."""
-        steps = range(t, t + count)
-        return {r.name: np.array([s in self.places[r.name] for s in steps]) for r in self.observed}
-
-    def keep(self, t: int, values: Mapping[str, Tensor], alive: Tensor) -> None:
-        """What an engine has seen at step t."""
-        self._count(t, alive)
-        for recorder in self.observed:
-            if recorder.name in values:
-                self._keep(recorder, self.places[recorder.name][t], values[recorder.name], alive)
-
-    def take(self, state: State) -> None:
-        """What the recorders see that need the state itself."""
-        self._count(state.step, state.alive)
-        for recorder in self.others:
-            place = self.places[recorder.name].get(state.step)
-            if place is not None:
-                self._keep(recorder, place, recorder.observe(state), state.alive)
-
-    def _count(self, t: int, alive: Tensor) -> None:
-        if t in self.row:
-            self.content[ALIVE][self.row[t]] = int(alive.sum())
-
-    def _keep(self, recorder: Recorder, place: int, found: Any, alive: Tensor) -> None:
-        if recorder.per == "block":
-            for part, value in found.items():
-                self.content[f"block_{recorder.name}{suffix(part)}"][place] = value.cpu().numpy()
-            return
-        if self.plan.raw:
-            self.content[recorder.name][:, place] = found.detach().cpu().numpy()
-            return
-        for part, value in moments(found[alive], self.plan.sketch_points).items():
-            array = self.content[f"block_{recorder.name}_{part}"]
-            array[(slice(None),) * len(SKETCH[part]) + (place,)] = value.cpu().numpy()
+def _undeclared() -> Tensor:
+    raise InputError("a recorder that asks for state.redraw() says so: simulate.recorders.Recorder(..., redraws=1)")
 
 
-def _batches(plan: Plan, b: int, streams: list[np.random.Generator]) -> Iterator[Batch]:
+class _Ahead(Iterator[Batch]):
+    """The batches of all runs, step by step or several steps at a time."""
+
+    @abstractmethod
+    def ahead(self, most: int) -> Batch:
+        """Those of the next steps, (R, T, b, ...) with 1 <= T <= most."""
+
+    def __next__(self) -> Batch:
+        """(R, b, ...)"""
+        return _first(self.ahead(1))
+
+
+def _first(batches: Batch) -> Batch:
+    return batches[:, 0] if isinstance(batches, Tensor) else (batches[0][:, 0], batches[1][:, 0])
+
+
+def _batches(plan: Plan, b: int, streams: list[np.random.Generator]) -> _Ahead:
     width = max(plan.batch_sizes) if plan.common_random_numbers else b
     if plan.population is not None:
-        return _fresh(plan.population, plan.problem, b, width, streams)
+        return _Fresh(plan.population, plan.problem, b, width, streams)
     return _Indices(plan, b, width, streams)
 
 
-class _Indices(Iterator[Batch]):
-    """The batches of all runs as sample indices, drawn many steps at a time."""
+class _Indices(_Ahead):
+    """Sample indices, drawn many steps at a time."""
 
     def __init__(self, plan: Plan, b: int, width: int, streams: list[np.random.Generator]) -> None:
         self.take, self.device = plan.sampling.draws(b, plan.problem.n, streams, width), plan.problem.device
         self.steps = min(plan.steps + 1, max(16, NUMBERS_AHEAD // (len(streams) * b)))
         self.drawn, self.used = np.empty((len(streams), 0, b), np.int64), 0
 
-    def __next__(self) -> Tensor:
-        """(R, b)"""
-        return self.ahead(1)[:, 0]
-
     def ahead(self, most: int) -> Tensor:
-        """The next steps (R, T, b), 1 <= T <= most."""
         if self.used == self.drawn.shape[1]:
             self.drawn, self.used = self.take(self.steps), 0
         some = slice(self.used, self.used + most)
@@ -228,19 +202,36 @@ class _Indices(Iterator[Batch]):
         return torch.from_numpy(found).to(self.device)
 
 
-def _fresh(
-    population: Population, problem: Problem, b: int, width: int, streams: list[np.random.Generator]
-) -> Iterator[Batch]:
-    numbers = sum(t[0].numel() for t in population.draw(np.random.default_rng(0), 1))
-    ahead = max(1, POPULATION_AHEAD // (width * max(1, numbers)))
-    while True:
-        drawn = [population.draw(rng, ahead * width) for rng in streams]
-        inputs, targets = (torch.stack(part).to(problem.device) for part in zip(*drawn, strict=True))
-        for k in range(ahead):
-            some = slice(k * width, k * width + b)
-            flat = population.finish(inputs[:, some].flatten(0, 1), targets[:, some].flatten(0, 1))
-            x, y = tree_map(lambda t: t.view(len(streams), b, *t.shape[1:]), flat)
-            yield x, y
+class _Fresh(_Ahead):
+    """Samples of a population, drawn for several steps at a time."""
+
+    def __init__(
+        self, population: Population, problem: Problem, b: int, width: int, streams: list[np.random.Generator]
+    ) -> None:
+        self.population, self.problem, self.b, self.width, self.streams = population, problem, b, width, streams
+        numbers = sum(t[0].numel() for t in population.draw(np.random.default_rng(0), 1))
+        self.steps = max(1, POPULATION_AHEAD // (width * max(1, numbers)))
+        self.fitting = max(1, SAMPLES_BYTES // (len(streams) * b * max(1, numbers) * problem.dtype.itemsize))
+        self.drawn, self.used = list[Tensor](), self.steps
+
+    def ahead(self, most: int) -> tuple[Tensor, Tensor]:
+        if self.used == self.steps:
+            drawn = [self.population.draw(rng, self.steps * self.width) for rng in self.streams]
+            self.drawn = [torch.stack(part).to(self.problem.device) for part in zip(*drawn, strict=True)]
+            self.used = 0
+        count = min(most, self.steps - self.used, self.fitting)
+        found = [self._finished(self.used + k) for k in range(count)]
+        self.used += count
+        inputs, targets = (torch.stack(part, 1) for part in zip(*found, strict=True))
+        return inputs, targets
+
+    def _finished(self, k: int) -> tuple[Tensor, Tensor]:
+        """Step k of those drawn, (R, b, ...): by itself, for products of other shapes round differently."""
+        some = slice(k * self.width, k * self.width + self.b)
+        flat = self.population.finish(*(part[:, some].flatten(0, 1) for part in self.drawn))
+        self.problem.loss_spec.check_targets(flat[1])
+        x, y = tree_map(lambda t: t.view(len(self.streams), self.b, *t.shape[1:]), flat)
+        return x, y
 
 
 def _cell(plan: Plan, piece: Piece) -> tuple[int, int]:

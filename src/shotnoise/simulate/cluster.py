@@ -12,9 +12,9 @@ from typing import Any
 import cloudpickle
 
 from shotnoise.errors import InputError, ShotnoiseError
-from shotnoise.simulate.block import Content
 from shotnoise.simulate.plan import Plan
 from shotnoise.simulate.processes import compute
+from shotnoise.simulate.records import Content
 
 PATIENCE = 10.0  # seconds to reach a scheduler
 AHEAD = 2  # tasks in flight per thread of the cluster

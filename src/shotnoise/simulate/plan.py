@@ -53,6 +53,7 @@ class Plan:
     block: int
     raw: bool
     engine_name: str
+    instruction_set: str  # of this process; a worker elsewhere may have another
     shapes: Mapping[str, tuple[int, ...]]  # of one run's value, by recorder, without the step
     threads: int = 1  # of an engine, in every process; results do not depend on it
 
@@ -252,6 +253,7 @@ def plan(
             block=size,
             raw=keep,
             engine_name=chosen.key,
+            instruction_set=chosen.instruction_set,
             shapes=shapes,
             threads=threads,
         )

@@ -20,8 +20,9 @@ import cloudpickle
 import torch
 
 from shotnoise.errors import ShotnoiseError
-from shotnoise.simulate.block import Content, run_piece
+from shotnoise.simulate.block import run_piece
 from shotnoise.simulate.plan import Plan
+from shotnoise.simulate.records import Content
 from shotnoise.simulate.state import State
 
 ATTEMPTS = 3  # how often a piece is tried when its worker dies

@@ -6,6 +6,7 @@ A recorder gives one value per run (numbers or arrays), or a statistic over the 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from shotnoise.errors import InputError
 from shotnoise.problem import Problem
+from shotnoise.simulate.engines.engine import GRADIENTS, WEIGHTS
 from shotnoise.simulate.state import State
 from shotnoise.simulate.statistics import trace_variance
 
@@ -40,7 +42,8 @@ class Recorder:
     observe: State -> (R, *shape) for one value per run; for a block statistic a dict of tensors (*shape) by suffix.
     shape: further axes of a value, by name (-1 for as many as there are of `parameter` and `layer`), or `axes`, the
     same for a problem. steps: at which steps, by default all recorded ones; a recorder with steps of its own has an
-    axis `<name>_step` instead of `step`, with those of its family in common. check: raises InputError for a problem
+    axis `<name>_step` instead of `step`, with those of its family in common. sees: of the weights and the minibatch
+    gradients, the arrays of the state that are large, those that it looks at. check: raises InputError for a problem
     that it cannot take.
     """
 
@@ -49,6 +52,7 @@ class Recorder:
     per: Literal["run", "block"] = "run"
     shape: Mapping[str, int] | None = None
     steps: tuple[int, ...] | None = None
+    sees: tuple[str, ...] = (WEIGHTS, GRADIENTS)
     needs_full_gradient: bool = False
     needs_before: bool = False
     needs_classes: bool = False
@@ -86,7 +90,7 @@ def weights(
     """
     own = None if steps is None else tuple(int(t) for t in steps)
     if projection is None:
-        return Recorder(name, lambda state: state.weights, shape={"parameter": -1}, steps=own)
+        return Recorder(name, lambda state: state.weights, shape={"parameter": -1}, steps=own, sees=(WEIGHTS,))
     matrix = torch.as_tensor(np.asarray(projection))
     if matrix.ndim != 2:
         raise InputError(f"projection: a matrix (k, parameters) is needed, not {tuple(matrix.shape)}")
@@ -96,7 +100,7 @@ def weights(
             raise InputError(f"projection has {matrix.shape[1]} columns for {state.weights.shape[1]} parameters")
         return state.weights @ matrix.to(state.weights).T
 
-    return Recorder(name, projected, shape={f"{name}_component": len(matrix)}, steps=own)
+    return Recorder(name, projected, shape={f"{name}_component": len(matrix)}, steps=own, sees=(WEIGHTS,))
 
 
 def loss_change(redraws: int = 1, *, steps: Sequence[int] | None = None) -> Recorder:
@@ -128,14 +132,19 @@ def _norms(vectors: Tensor) -> Tensor:
     return torch.linalg.vector_norm(vectors, dim=1)
 
 
+def _columns(vectors: Tensor, places: list[slice]) -> Tensor:
+    """These columns of (R, P): a view where they are neighbours, as the parameters of a layer mostly are."""
+    if all(a.stop == b.start for a, b in pairwise(places)):
+        return vectors[:, places[0].start : places[-1].stop]
+    return torch.cat([vectors[:, place] for place in places], 1)
+
+
 def _by_layer(state: State, vectors: Tensor) -> dict[str, Tensor]:
     """The variance of each layer's part of vectors (R, P)."""
-    problem, places, start = state.engine.problem, {}, 0
-    for name, p in problem.parameters.items():
-        places[name] = torch.arange(start, start + p.numel(), device=vectors.device)
-        start += p.numel()
+    problem, ends = state.engine.problem, np.cumsum([0, *(p.numel() for p in state.engine.problem.parameters.values())])
+    places = {name: slice(*ends[k : k + 2].tolist()) for k, name in enumerate(problem.parameters)}
     rows = [
-        trace_variance(vectors[:, torch.cat([places[name] for name in names])], state.alive)
+        trace_variance(_columns(vectors, [places[name] for name in names]), state.alive)
         for names in problem.layers.values()
     ]
     return {part: torch.stack([row[part].cpu() for row in rows]) for part in rows[0]}
@@ -151,12 +160,13 @@ NAMED: dict[str, Recorder] = {
         Recorder("minibatch_gradient_norm", lambda s: _norms(s.gradients)),
         Recorder("gradient_cosine", _cosines, needs_before=True),
         Recorder("accuracy", lambda s: s.accuracies, needs_classes=True),
-        Recorder("weights", lambda s: s.weights, shape={"parameter": -1}),
-        Recorder("gradient_variance", lambda s: trace_variance(s.gradients, s.alive), per="block"),
+        Recorder("weights", lambda s: s.weights, shape={"parameter": -1}, sees=(WEIGHTS,)),
+        Recorder("gradient_variance", lambda s: trace_variance(s.gradients, s.alive), per="block", sees=(GRADIENTS,)),
         Recorder(
             "full_gradient_variance",
             lambda s: trace_variance(s.full_gradients, s.alive),
             per="block",
+            sees=(),
             needs_full_gradient=True,
         ),
         Recorder(
@@ -164,12 +174,14 @@ NAMED: dict[str, Recorder] = {
             lambda s: _by_layer(s, s.gradients),
             per="block",
             shape={"layer": -1},
+            sees=(GRADIENTS,),
         ),
         Recorder(
             "layer_full_gradient_variance",
             lambda s: _by_layer(s, s.full_gradients),
             per="block",
             shape={"layer": -1},
+            sees=(),
             needs_full_gradient=True,
         ),
     )
@@ -203,11 +215,11 @@ def _check(recorder: Recorder, problem: Problem, steps: int) -> None:
     if recorder.needs_classes:
         _, targets = problem.samples.batch(torch.arange(1))
         labels = isinstance(targets, Tensor) and targets.ndim == 1 and not targets.is_floating_point()
-        if problem.loss_name != "cross_entropy" or not labels:
+        if problem.loss_name != "logistic" and (problem.loss_name != "cross_entropy" or not labels):
             raise InputError(
-                f"record={recorder.name!r} needs one class index per sample and the loss 'cross_entropy'; the loss is "
-                f"{problem.loss_name!r}, the targets of a sample {getattr(targets, 'dtype', type(targets).__name__)} "
-                f"{tuple(getattr(targets, 'shape', ()))[1:]}"
+                f"record={recorder.name!r} needs the loss 'logistic', or 'cross_entropy' with one class index per "
+                f"sample; the loss is {problem.loss_name!r}, the targets of a sample "
+                f"{getattr(targets, 'dtype', type(targets).__name__)} {tuple(getattr(targets, 'shape', ()))[1:]}"
             )
     if recorder.steps is not None and not all(0 <= t <= steps for t in recorder.steps):
         raise InputError(f"{recorder.name}: steps {list(recorder.steps)} must lie between 0 and {steps}")

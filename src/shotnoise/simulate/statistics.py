@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Array = NDArray[np.float64]
+ROWS_OF = 2**16  # numbers
 TOP_SHARE = 100  # one run in so many: how much of a variance do they carry?
 
 
@@ -25,11 +26,23 @@ def trace_variance(vectors: Tensor, alive: Tensor) -> dict[str, Tensor]:
     """Variance (trace) of R vectors (R, P), its standard error, and the share that the largest 1 % of runs carry."""
     vectors = vectors if bool(alive.all()) else vectors[alive]
     count = len(vectors)
-    u = (vectors - vectors.mean(0)).square_().sum(1, dtype=torch.float64) if count else vectors.new_zeros(0).double()
-    if count and float(u.max()) <= 16 * torch.finfo(vectors.dtype).eps ** 2 * float(vectors.square().sum(1).max()):
+    mean = vectors.mean(0)
+    u = _distances(vectors, mean).square()
+    longest = float(torch.linalg.vector_norm(mean)) + math.sqrt(float(u.max())) if count else 0.0  # no run is longer
+    if count and float(u.max()) <= 16 * torch.finfo(vectors.dtype).eps ** 2 * longest**2:
         u = torch.zeros_like(u)  # all runs are alike, and what is left is rounding
     top = u.topk(-(-count // TOP_SHARE)).values.sum() / u.sum()
     return {**_from_squares(u), "top_share": top}
+
+
+def _distances(vectors: Tensor, centre: Tensor) -> Tensor:
+    """||v_r - centre|| in double precision, (R,): a few rows at a time, which stay in the cache."""
+    rows = max(1, ROWS_OF // max(1, vectors.shape[1]))
+    room, parts = vectors.new_empty(min(rows, len(vectors)), vectors.shape[1]), []
+    for some in vectors.split(rows):
+        apart = torch.sub(some, centre, out=room[: len(some)])
+        parts.append(torch.linalg.vector_norm(apart, dim=1, dtype=torch.float64))
+    return torch.cat(parts)
 
 
 def _from_squares(u: Tensor) -> dict[str, Tensor]:

@@ -21,13 +21,13 @@ from shotnoise.problem import Problem
 from shotnoise.rules import Rule
 from shotnoise.sampling import Sampling
 from shotnoise.simulate import cluster
-from shotnoise.simulate.block import Content
 from shotnoise.simulate.initial import Initial
 from shotnoise.simulate.layout import FILL, Layout
 from shotnoise.simulate.outcome import assemble
 from shotnoise.simulate.plan import Plan
 from shotnoise.simulate.plan import plan as make_plan
 from shotnoise.simulate.processes import WorkerPool, compute
+from shotnoise.simulate.records import Content
 from shotnoise.simulate.store import Store, read
 
 WORTH_WORKERS = 10.0  # seconds of work left for one core from which worker processes are started
@@ -100,7 +100,8 @@ def simulate(
 
     Returns an xarray.Dataset: variables by run with dims (batch_size, run, step), or summaries of them; statistics
     over runs such as `gradient_variance` with `_stderr`; `divergence_step` (-1: never); `runs_excluded` by step. With
-    a store it is opened lazily. Raises InputError for what cannot be simulated, before the work starts.
+    a store it is opened lazily. Attributes name the `engine` and the processor's `instruction_set`. Raises InputError
+    for what cannot be simulated, before the work starts.
 
     >>> import torch, shotnoise as sn
     >>> problem = sn.Problem(torch.nn.Linear(1, 1), "mse", torch.arange(4.0)[:, None], torch.zeros(4, 1))
@@ -138,7 +139,8 @@ def execute(
             kept = InMemory(plan.layout)
             _carry_out(plan, kept, pieces, workers, client, progress)
             return assemble(kept.dataset(attributes))
-        versions = {name: str(attributes[name]) for name in attributes if name.endswith("_version")}
+        names = [name for name in attributes if name.endswith("_version")]
+        versions = {name: str(attributes[name]) for name in (*names, "instruction_set")}
         with Store.open(
             store, plan.layout, plan.configuration(), attributes=attributes, variable_attributes={}, versions=versions
         ) as opened:
@@ -326,4 +328,5 @@ def _flat(plan: Plan) -> dict[str, Any]:
     kept = {k: whole[k] for k in ("steps", "runs", "initial", "sampling", "seed", "block", "engine")}
     rules = "; ".join(repr(rule) for rule in plan.rules)
     flags = {"common_random_numbers": int(plan.common_random_numbers), "raw": int(plan.raw)}
-    return kept | flags | {"optimizer_rule": rules, "full_quantities": whole["problem"]["full_quantities"]}
+    means = {"instruction_set": plan.instruction_set, "full_quantities": whole["problem"]["full_quantities"]}
+    return kept | flags | means | {"optimizer_rule": rules}

@@ -71,7 +71,8 @@ def _pulled(loss: Loss, c: int) -> Callable[[Any, Any], Tensor]:
 
 
 def _factor(outputs: Tensor, targets: Any, loss: Loss, c: int) -> Tensor:
-    """l_ic, (n, k): e_c for squares and sqrt(pi_c) (e_c - pi) for a softmax, however saturated; else any that serve."""
+    """l_ic, (n, k): e_c for squares, however saturated sqrt(pi_c) (e_c - pi) for a softmax and sqrt(pi (1 - pi)) for a
+    logit; else any that serve."""
     if loss == NAMED["mse"]:
         found = torch.zeros_like(outputs.flatten(1))
         found[:, c] = 1
@@ -81,6 +82,9 @@ def _factor(outputs: Tensor, targets: Any, loss: Loss, c: int) -> Tensor:
         found = -pi
         found[:, c] += 1
         return found * pi[:, c : c + 1].sqrt()
+    if loss == NAMED["logistic"]:
+        f = outputs.reshape(-1, 1)
+        return (f.sigmoid() * (-f).sigmoid()).sqrt()
     return loss_factors(outputs, targets, loss.per_sample)[..., c]
 
 

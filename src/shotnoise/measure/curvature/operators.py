@@ -141,9 +141,9 @@ class Residual(Kept):
 class GaussNewton(Kept):
     """F = (1/n) sum_i J_i^T S_i J_i, (p, p), without the penalty.
 
-    For "cross_entropy" and "mse" it is the Fisher matrix of the model: labels drawn from the softmax, or normal with
-    variance 1. The model must return one tensor. Where the loss is not convex in the outputs F has negative
-    eigenvalues.
+    For the losses that have names it is the Fisher matrix of the model: labels drawn from the softmax or the logistic
+    probability, or normal with variance 1. The model must return one tensor. Where the loss is not convex in the
+    outputs F has negative eigenvalues.
     """
 
     def _of(self, part: WrittenOut) -> Multiply:

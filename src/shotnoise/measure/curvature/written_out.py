@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shotnoise.fully_connected import Layer, data_of, layers_of
@@ -61,7 +62,7 @@ class WrittenOut:
         inputs, targets = data_of(problem)
         if indices is not None:
             inputs, targets = inputs[indices], targets[indices]
-        self.classifies = problem.loss_spec == NAMED["cross_entropy"]
+        self.loss = problem.loss_spec
         x = inputs.flatten(1).to(weights)
         self.n = len(x)
         self.weights = weights if self.runs > 1 else weights[0]
@@ -77,11 +78,17 @@ class WrittenOut:
             act = layer.activation
             self.z.append(h if act is None else act.forward(h))
         outputs = self.z.pop()
-        if self.classifies:
-            self.probabilities: Tensor = torch.softmax(outputs, -1)
+        self.probabilities: Tensor  # of the classes, or of label 1
+        if self.loss == NAMED["cross_entropy"]:
+            self.probabilities = torch.softmax(outputs, -1)
             labels = targets.long().expand(outputs.shape[:-1])[..., None]
             self.losses = -torch.log_softmax(outputs, -1).gather(-1, labels)[..., 0]
             d = self.probabilities.scatter_add(-1, labels, -torch.ones_like(labels, dtype=outputs.dtype))
+        elif self.loss == NAMED["logistic"]:
+            self.probabilities = torch.sigmoid(outputs)
+            signs = 2 * targets.to(outputs).view(-1, 1) - 1
+            self.losses = -F.logsigmoid(signs * outputs)[..., 0]
+            d = -signs * torch.sigmoid(-signs * outputs)
         else:
             d = outputs - targets.to(outputs)
             self.losses = 0.5 * d.square().sum(-1)
@@ -197,9 +204,11 @@ class WrittenOut:
 
     def _loss_curvature(self, Rh: Tensor, many: bool) -> Tensor:
         """(d^2 l / dh^2) R h, a new tensor."""
-        if not self.classifies:
+        if self.loss == NAMED["mse"]:
             return Rh.clone()
         pi = self._widened(self.probabilities, many)
+        if self.loss == NAMED["logistic"]:
+            return pi * (1 - pi) * Rh
         weighted = pi * Rh
         return weighted - pi * weighted.sum(-1, keepdim=True)
 

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 from shotnoise import results
 from shotnoise.errors import InputError
 from shotnoise.evaluation import Evaluation, quiet
+from shotnoise.losses import Loss, right
 from shotnoise.predict.generalization.diagonal import hessian_diagonal as exact_diagonal
 from shotnoise.predict.generalization.relative_entropy import (
     CONSTANTS,
@@ -61,9 +63,9 @@ def pac_bayes(
     curvature_scales: tau; the posterior may depend on the data at will, so that they cost nothing but a share of
     monte_carlo_delta; default 1, as published, and n, the scale of Laplace's approximation. draws of the posterior
     estimate its training error, which exceeds its upper limit with probability at most monte_carlo_delta. error:
-    (outputs, targets) -> (m,), in [0, 1]; default the 0-1 error of "cross_entropy". hessian_diagonal: (p,); None
-    computes it exactly. An estimate leaves the bound valid (the posterior used is the posterior bounded); with
-    hessian_diagonal_stderr the result tells how far the relative entropy may be from that of the exact diagonal.
+    (outputs, targets) -> (m,), in [0, 1]; default the 0-1 error of "cross_entropy" and "logistic". hessian_diagonal:
+    (p,); None computes it exactly. An estimate leaves the bound valid (the posterior used is the posterior bounded);
+    with hessian_diagonal_stderr the result tells how far the relative entropy may be from that of the exact diagonal.
 
     Returns, by (prior_scale, curvature_scale): `kl_divergence`, exact; its parts `weighted_frobenius`,
     `effective_curvature`, `shrinkage`; `kl_divergence_upper`, the paper's (106); `curved_directions`, where H_jj
@@ -172,6 +174,8 @@ class _Classifier:
         with quiet():
             evaluation = Evaluation(problem.model, problem.loss_spec)
             parts = [evaluation.place(problem.samples.batch(c)) for c in problem.chunks(None, problem.chunk_size)]
+        if error is None and problem.loss_name == "logistic":
+            return cls(evaluation, parts, partial(_wrong_label, problem.loss_spec), problem, 0.5)
         if error is None:
             whole = all(isinstance(y, Tensor) and not y.is_floating_point() for _, y in parts)
             if problem.loss_name != "cross_entropy" or not whole:
@@ -293,6 +297,10 @@ def _vacuity(best: _Posterior, n: int, delta: float, chance: float) -> str:
 def _zero_one(outputs: Tensor, targets: Tensor) -> Tensor:
     wrong = (outputs.argmax(1) != targets).double()
     return wrong.flatten(1).mean(1) if wrong.ndim > 1 else wrong
+
+
+def _wrong_label(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
+    return (~right(loss, outputs, targets)).double()
 
 
 def _vector(name: str, values: ArrayLike | None, problem: Problem) -> Array:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from shotnoise.errors import InputError
+from shotnoise.losses import NAMED
 from shotnoise.measure.curvature import Hessian, gauss_newton_diagonal
 from shotnoise.problem import Problem
 
@@ -24,7 +25,7 @@ def hessian_diagonal(problem: Problem) -> Array:
     Raises InputError for a network that is not a Sequential of linear and ReLU-like layers and has more than 5,000
     parameters.
     """
-    if piecewise_linear(problem.model) and problem.loss_name in ("cross_entropy", "mse"):
+    if piecewise_linear(problem.model) and problem.loss_name in NAMED:
         return gauss_newton_diagonal(problem) + problem.l2
     p = problem.parameter_count
     if p > MOST_PRODUCTS:

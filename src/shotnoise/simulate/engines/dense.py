@@ -16,20 +16,21 @@ from torch import Tensor, nn
 
 from shotnoise.fully_connected import Layer, data_of
 from shotnoise.losses import NAMED
+from shotnoise.models import Polynomial
 from shotnoise.problem import Problem
 from shotnoise.simulate.engines.engine import SAMPLES_BYTES, Batch, Engine, hits
 
 
 @dataclass(frozen=True)
 class Activation:
-    """z = forward(h), and the gradient at h from that at z and from z itself."""
+    """z = forward(h), in place or not, and the gradient at h from that at z and from what `forward` has left in h."""
 
     forward: Callable[[Tensor], Tensor]
     backward: Callable[[Tensor, Tensor], Tensor]
 
 
 class Dense(Engine):
-    """Stacks of Linear layers with elementwise activations; cross-entropy with class indices, or squared loss."""
+    """Stacks of Linear layers with elementwise activations under any named loss, cross-entropy with class indices."""
 
     key = "dense"
 
@@ -38,14 +39,14 @@ class Dense(Engine):
         self.layers = layers
         inputs, targets = data_of(problem)
         self.inputs = inputs.flatten(1).to(problem.device, problem.dtype).contiguous()
-        self.targets = targets.to(problem.device)
         self.classifies = problem.loss_spec == NAMED["cross_entropy"]
-        self.targets = self.targets.long() if self.classifies else self.targets.to(problem.dtype)
+        self.logistic = problem.loss_spec == NAMED["logistic"]
+        self.targets = self._targets(targets.to(problem.device), len(targets))
 
     def accuracies(self, weights: Tensor) -> Tensor:
         total = weights.new_zeros(len(weights), dtype=torch.float64)
         for x, y in self._slices(weights):
-            total += hits(self._forward(weights, x)[-1], y)
+            total += hits(self.problem, self._forward(weights, x)[0][-1], y)
         return total / len(self.inputs)
 
     def _minibatch(self, weights: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -54,8 +55,12 @@ class Dense(Engine):
             x = self.inputs.index_select(0, chosen).view(*batch.shape, -1)
             y = self.targets.index_select(0, chosen).view(*batch.shape, *self.targets.shape[1:])
         else:
-            x, y = batch[0].flatten(2), batch[1]
+            x, y = batch[0].flatten(2), self._targets(batch[1], *batch[1].shape[:2])
         return self._losses_and_gradients(weights, x, y, x.shape[1])
+
+    def _targets(self, targets: Tensor, *samples: int) -> Tensor:
+        """Classes (*samples), or numbers (*samples, outputs)."""
+        return targets.long() if self.classifies else targets.to(self.problem.dtype).reshape(*samples, -1)
 
     def _full(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         losses, gradients = torch.zeros_like(weights[:, 0]), torch.zeros_like(weights)
@@ -68,12 +73,12 @@ class Dense(Engine):
     def _full_losses(self, weights: Tensor) -> Tensor:
         losses = torch.zeros_like(weights[:, 0])
         for x, y in self._slices(weights):
-            losses += self._loss(self._forward(weights, x)[-1], y, len(self.inputs))[0]
+            losses += self._loss(self._forward(weights, x)[0][-1], y, len(self.inputs))[0]
         return losses
 
     def _losses_and_gradients(self, weights: Tensor, x: Tensor, y: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """x: (R, m, d), or (m, d) for all runs alike. Sums over these m samples divided by `count`."""
-        states = self._forward(weights, x)
+        states, left = self._forward(weights, x)
         losses, d = self._loss(states.pop(), y, count)
         slopes: list[Tensor] = []  # from the last parameter to the first
         for k in reversed(range(len(self.layers))):
@@ -84,12 +89,12 @@ class Dense(Engine):
             if k:
                 d = torch.bmm(d, _matrix(weights, layer))
                 before = self.layers[k - 1].activation
-                d = d if before is None else before.backward(d, z)
+                d = d if before is None else before.backward(d, left[k - 1])
         return losses, torch.cat(slopes[::-1], 1)
 
-    def _forward(self, weights: Tensor, x: Tensor) -> list[Tensor]:
-        """The inputs of every layer and the outputs of the last, (R, m, width) each."""
-        states = [x]
+    def _forward(self, weights: Tensor, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """The inputs of every layer with the outputs of the last, (R, m, width) each, and what is left in every h."""
+        states, left = [x], []
         for layer in self.layers:
             z, matrix = states[-1], _matrix(weights, layer)
             h = _shared_forward(z, matrix) if z.ndim == 2 else None
@@ -99,7 +104,8 @@ class Dense(Engine):
                 c = weights[:, None, layer.bias]
                 h = torch.baddbmm(c, z, matrix.mT) if h is None else h.add_(c)
             states.append(h if layer.activation is None else layer.activation.forward(h))
-        return states
+            left.append(h)
+        return states, left
 
     def _loss(self, outputs: Tensor, targets: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Losses (R,) and the gradient at the outputs, both divided by `count`."""
@@ -112,6 +118,10 @@ class Dense(Engine):
             losses = losses.add_(total.log()).sum((1, 2)).div_(count)
             d.div_(total).scatter_add_(-1, y, d.new_full((), -1.0).expand(y.shape))
             return losses, d.div_(count)
+        if self.logistic:  # through the margin, whose loss keeps its relative precision however small
+            signs = 2 * targets - 1
+            margins = outputs.mul_(signs)
+            return -F.logsigmoid(margins).sum((1, 2)).div_(count), margins.neg().sigmoid_().mul_(signs).div_(-count)
         residuals = outputs - targets
         return residuals.square().sum((1, 2)).div_(2 * count), residuals.div_(count)
 
@@ -133,6 +143,8 @@ def activation_of(module: nn.Module) -> Activation | None:
     if isinstance(module, nn.LeakyReLU) and kind is nn.LeakyReLU and module.negative_slope > 0:
         slope = module.negative_slope
         return Activation(lambda h: F.leaky_relu_(h, slope), lambda d, z: aten.leaky_relu_backward(d, z, slope, True))
+    if isinstance(module, Polynomial) and kind is Polynomial:
+        return Activation(module.forward, lambda d, h: d * module.slope(h))
     return None
 
 

@@ -2,18 +2,23 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shotnoise.losses import right
 from shotnoise.problem import Problem
 from shotnoise.rules import Rule
 
 Batch = Tensor | tuple[Tensor, Tensor]  # sample indices (R, b), or inputs and targets (R, b, ...)
 SAMPLES_BYTES = 16 * 2**20  # what the activations of one slice of the data may take in a full pass
+
+
+Kept = dict[str, dict[int, Any]]
+WEIGHTS, GRADIENTS, FULL = "weights", "gradients", "full"  # what can be kept of a step
 
 
 class Trainer(Protocol):
@@ -26,16 +31,22 @@ class Trainer(Protocol):
         self,
         weights: Tensor,
         memory: Mapping[str, Tensor],
-        indices: Tensor,
+        batches: Batch,
         rates: NDArray[np.float64],
         first: int,
         wanted: Mapping[str, NDArray[np.bool_]],
+        kept: Mapping[str, NDArray[np.bool_]],
         before: Tensor | None,
-    ) -> dict[str, Tensor]:
-        """Steps first, first + 1, ... on the batches (R, T, b), an update after each of the first len(rates), in place.
+    ) -> tuple[dict[str, Tensor], Kept]:
+        """Steps first, first + 1, ... on batches with an axis for the steps after that of the runs, (R, T, b, ...).
 
-        wanted: at which of the steps (T,), by name. before: the gradients (R, P) of the step before the first, which
-        those of the last one replace. Returns values (T, R) by name, and always "minibatch_loss".
+        An update is made, in place, after each of the first len(rates).
+
+        wanted: at which of the steps (T,) each is observed. kept: at which all of "weights", minibatch "gradients" or
+        "full" gradients is kept. before: the gradients (R, P) of the step before the first, which those of the last one
+        replace.
+        Returns values (T, R) by name, always with "minibatch_loss"; and what was kept by name and place among the
+        steps: (R, P), or full losses (R,) and gradients (R, P).
         """
         ...
 
@@ -43,7 +54,9 @@ class Trainer(Protocol):
 class Engine(ABC):
     """R copies of a problem; weights and gradients are (R, P), rows flattened in the order of `Problem.parameters`.
 
-    Subclasses give the data part of the loss; the penalty is added here. Rows never influence each other.
+    instruction_set: of the processor, such as "avx512", that the engine uses, or the kind of another device; the last
+    digits depend on it. Subclasses give the data part of the loss; the penalty is added here. Rows never influence
+    each other.
     """
 
     key: str  # its name in `choice.ENGINES`
@@ -51,6 +64,8 @@ class Engine(ABC):
 
     def __init__(self, problem: Problem) -> None:
         self.problem, self.l2 = problem, problem.l2
+        on_cpu = problem.device.type == "cpu"
+        self.instruction_set = torch.backends.cpu.get_cpu_capability().lower() if on_cpu else problem.device.type
 
     def minibatch(self, weights: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss (R,) and gradient (R, P) of each run on its own batch."""
@@ -73,7 +88,7 @@ class Engine(ABC):
 
     @abstractmethod
     def accuracies(self, weights: Tensor) -> Tensor:
-        """Share of all samples (R,) whose largest output is that of the target class."""
+        """Share of all samples (R,) that are classified right."""
 
     @abstractmethod
     def _minibatch(self, weights: Tensor, batch: Batch) -> tuple[Tensor, Tensor]: ...
@@ -90,6 +105,6 @@ class Engine(ABC):
         return losses + 0.5 * self.l2 * weights.square().sum(1), gradients.add_(weights, alpha=self.l2)
 
 
-def hits(outputs: Tensor, targets: Tensor) -> Tensor:
-    """How many of the samples (R, m, classes) are classified right, (R,)."""
-    return (outputs.argmax(-1) == targets).sum(-1, dtype=torch.float64)
+def hits(problem: Problem, outputs: Tensor, targets: Tensor) -> Tensor:
+    """How many of the samples are classified right, (R,); outputs (R, m, classes), or logits."""
+    return right(problem.loss_spec, outputs, targets).sum(-1, dtype=torch.float64)

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from shotnoise import rules
 from shotnoise.fully_connected import Layer, data_of, layers_of
 from shotnoise.losses import NAMED
+from shotnoise.models import Polynomial
 from shotnoise.problem import Problem
 from shotnoise.rules import Rule
-from shotnoise.simulate.engines.engine import Batch, Engine, Trainer
+from shotnoise.simulate.engines.engine import FULL, GRADIENTS, WEIGHTS, Batch, Engine, Kept, Trainer
 
 try:
     import shotnoise._native as found
@@ -29,7 +30,9 @@ except ImportError as error:
 else:
     MODULE, MISSING = found, ""
 
-FULL_LOSS, FULL_GRADIENT, ACCURACY, GRADIENT_NORM, COSINE = 1, 2, 4, 8, 16  # bits of `wanted`, as in src/native/job.hpp
+# Bits of `wanted`, as in src/native/job.hpp.
+FULL_LOSS, FULL_GRADIENT, ACCURACY, GRADIENT_NORM, COSINE = 1, 2, 4, 8, 16
+KEEP_WEIGHTS, KEEP_GRADIENT, KEEP_FULL_GRADIENT = 32, 64, 128
 # What the kernel looks at itself: the bit that asks for it, and where its values come back.
 OBSERVED = {
     "minibatch_loss": (0, "losses"),
@@ -40,6 +43,11 @@ OBSERVED = {
     "gradient_norm_sq": (FULL_GRADIENT, "full_norms"),
     "accuracy": (ACCURACY, "accuracies"),
 }
+KEPT = {
+    WEIGHTS: (KEEP_WEIGHTS, "kept_weights"),
+    GRADIENTS: (KEEP_GRADIENT, "kept_gradients"),
+    FULL: (KEEP_FULL_GRADIENT | FULL_GRADIENT | FULL_LOSS, "kept_full_gradients"),
+}
 NO_UPDATE = np.empty(0)
 
 
@@ -48,7 +56,7 @@ class Known:
     """An activation that the kernel has, by its name there."""
 
     name: str
-    slope: float = 0.0
+    constants: tuple[float, ...] = ()  # slope of a leaky ReLU, coefficients of a polynomial
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,7 @@ class Optimizer:
 
 
 class Native(Engine):
-    """Stacks of Linear layers with elementwise activations; cross-entropy with class indices, or squared loss."""
+    """Stacks of Linear layers with elementwise activations under any named loss, cross-entropy with class indices."""
 
     key = "native"
 
@@ -69,12 +77,12 @@ class Native(Engine):
         assert MODULE is not None
         inputs, targets = data_of(problem)
         self.inputs = inputs.detach().flatten(1).to(problem.dtype).contiguous()
-        self.classifies = problem.loss_spec == NAMED["cross_entropy"]
+        self.labelled = problem.loss_spec != NAMED["mse"]
         self.targets = self._targets(targets.detach())
-        self.instruction_set = instruction_set
+        self.instruction_set = instruction_set or instruction_sets()[0]
         identity = Known("identity")
         rows = [
-            (x.outputs, x.inputs, x.weight.start, -1 if x.bias is None else x.bias.start, a.name, a.slope)
+            (x.outputs, x.inputs, x.weight.start, -1 if x.bias is None else x.bias.start, a.name, list(a.constants))
             for x in layers
             for a in [x.activation or identity]
         ]
@@ -92,14 +100,8 @@ class Native(Engine):
 
     def _minibatch(self, weights: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         losses, gradients = weights.new_empty(1, len(weights)), torch.empty_like(weights)
-        if isinstance(batch, Tensor):
-            own: dict[str, Tensor] = {"indices": batch[:, None]}
-        else:
-            x = batch[0].flatten(2).contiguous()
-            y = self._targets(batch[1].flatten(0, 1))
-            own = {"own_inputs": x, "own_classes": y} if self.classifies else {
-                "own_inputs": x, "own_targets": y.view(*x.shape[:2], -1)}  # fmt: skip
-        self.run(self.data_part, weights, wanted=[0], losses=losses, gradients=gradients, **own)
+        one = batch[:, None] if isinstance(batch, Tensor) else (batch[0][:, None], batch[1][:, None])
+        self.run(self.data_part, weights, wanted=[0], losses=losses, gradients=gradients, **self.drawn(one))
         return losses[0], gradients
 
     def _full(self, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,15 +118,23 @@ class Native(Engine):
     def run(self, network: Any, weights: Tensor, *, wanted: Any, rates: Any = NO_UPDATE, **options: Any) -> None:
         """The kernel, on the data of the problem."""
         assert MODULE is not None
-        targets, classes = (None, self.targets) if self.classifies else (self.targets, None)
+        targets, classes = (None, self.targets) if self.labelled else (self.targets, None)
         MODULE.run(
             network, weights if weights.is_contiguous() else weights.contiguous(), self.inputs, targets, classes,
             wanted=np.asarray(wanted, np.uint8), rates=rates, threads=self.threads, set=self.instruction_set, **options,
         )  # fmt: skip
 
+    def drawn(self, batches: Batch) -> dict[str, Tensor]:
+        """Batches of all runs at some steps, (R, T, b, ...), as the kernel takes them."""
+        if isinstance(batches, Tensor):
+            return {"indices": batches}
+        y = self._targets(batches[1].flatten(0, 2))
+        own = {"own_classes": y} if self.labelled else {"own_targets": y}
+        return {"own_inputs": batches[0].flatten(3).contiguous(), **own}
+
     def _targets(self, targets: Tensor) -> Tensor:
-        if self.classifies:
-            return targets.long().contiguous()
+        if self.labelled:
+            return targets.flatten().long().contiguous()
         return targets.flatten(1).to(self.problem.dtype).contiguous()
 
 
@@ -140,28 +150,40 @@ class _Trainer:
         self,
         weights: Tensor,
         memory: Mapping[str, Tensor],
-        indices: Tensor,
+        batches: Batch,
         rates: NDArray[np.float64],
         first: int,
         wanted: Mapping[str, NDArray[np.bool_]],
+        kept: Mapping[str, NDArray[np.bool_]],
         before: Tensor | None,
-    ) -> dict[str, Tensor]:
-        runs, steps = indices.shape[:2]
+    ) -> tuple[dict[str, Tensor], Kept]:
+        runs, steps = (batches if isinstance(batches, Tensor) else batches[0]).shape[:2]
         bits, places = np.zeros(steps, np.uint8), {"losses"}
         for name, when in wanted.items():
             bit, place = OBSERVED[name]
             bits |= np.where(when, bit, 0).astype(np.uint8)
             places.add(place)
+        stacks: dict[str, Tensor] = {}
+        for part, when in kept.items():
+            bit, place = KEPT[part]
+            bits |= np.where(when, bit, 0).astype(np.uint8)
+            stacks[place] = weights.new_empty(int(when.sum()), *weights.shape)
+            places |= {"full_losses"} if part == FULL else set()
         found = {place: weights.new_full((steps, runs), torch.nan) for place in places}
         self.engine.run(
-            self.engine.whole, weights, wanted=bits, indices=indices, rule=self.optimizer.name,
+            self.engine.whole, weights, wanted=bits, **self.engine.drawn(batches), rule=self.optimizer.name,
             options=list(self.optimizer.options), memory=list(memory.values()), rates=rates, first=first,
-            before=before, **found,
+            before=before, **found, **{place: stack.flatten(0, 1) for place, stack in stacks.items()},
         )  # fmt: skip
         records = {name: found[OBSERVED[name][1]] for name in (*wanted, "minibatch_loss")}
         if "gradient_norm_sq" in records:
             records["gradient_norm_sq"] = records["gradient_norm_sq"].square()
-        return records
+        states: Kept = {}
+        for part, when in kept.items():
+            states[part] = dict(zip(np.flatnonzero(when).tolist(), stacks[KEPT[part][1]], strict=True))
+        if FULL in states:
+            states[FULL] = {k: (found["full_losses"][k], gradients) for k, gradients in states[FULL].items()}
+        return records, states
 
 
 def native(problem: Problem) -> Engine | str:
@@ -185,11 +207,13 @@ def known(module: nn.Module) -> Known | None:
         case nn.ReLU() | nn.Tanh() | nn.Sigmoid() if type(module) in (nn.ReLU, nn.Tanh, nn.Sigmoid):
             return Known(type(module).__name__.lower())
         case nn.LeakyReLU() if type(module) is nn.LeakyReLU and module.negative_slope > 0:
-            return Known("leaky_relu", module.negative_slope)
+            return Known("leaky_relu", (module.negative_slope,))
         case nn.Softplus() if type(module) is nn.Softplus and (module.beta, module.threshold) == (1, 20):
             return Known("softplus")
         case nn.GELU() if type(module) is nn.GELU:
             return Known("gelu" if module.approximate == "none" else "gelu_tanh")
+        case Polynomial() if type(module) is Polynomial:
+            return Known("polynomial", module.coefficients)
     return None
 
 

@@ -36,14 +36,19 @@ class _AnyModel(Engine):
         """Inputs and targets (R, b, ...) of batches given either way."""
         if not isinstance(batch, Tensor):
             return batch
-        flat = self.evaluation.place(self.problem.samples.batch(batch.reshape(-1).cpu()))
+        flat = self._placed(batch.reshape(-1).cpu())
         return tree_map(lambda t: t.view(*batch.shape, *t.shape[1:]), flat)
 
     def slices(self, weights: Tensor) -> Iterator[tuple[Samples, Samples, int]]:
         size = max(1, SAMPLES_BYTES // (len(weights) * self.widest))
         for indices in self.problem.chunks(None, size):
-            inputs, targets = self.evaluation.place(self.problem.samples.batch(indices))
+            inputs, targets = self._placed(indices)
             yield inputs, targets, len(indices)
+
+    def _placed(self, indices: Tensor) -> tuple[Samples, Samples]:
+        inputs, targets = self.problem.samples.batch(indices)
+        self.problem.loss_spec.check_targets(targets)  # values cannot be looked at under vmap
+        return self.evaluation.place((inputs, targets))
 
     def _full(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         losses, gradients = torch.zeros_like(weights[:, 0]), torch.zeros_like(weights)
@@ -62,7 +67,7 @@ class _AnyModel(Engine):
     def accuracies(self, weights: Tensor) -> Tensor:
         total = weights.new_zeros(len(weights), dtype=torch.float64)
         for inputs, targets, _ in self.slices(weights):
-            total += hits(self._outputs(weights, inputs), targets)
+            total += hits(self.problem, self._outputs(weights, inputs), targets)
         return total / self.problem.n
 
     def _output(self, vector: Tensor, inputs: Samples) -> Tensor:

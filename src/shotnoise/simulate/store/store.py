@@ -64,7 +64,7 @@ class Store:
 
         `configuration` is everything that determines the results, as plain JSON. `attributes` (of the whole) and
         `variable_attributes` (by field or coordinate) are written when the store is created. `versions` names the
-        libraries in use: others than before are noted in the store, with a UserWarning.
+        libraries and instructions in use: others than before are noted in the store, with a UserWarning.
         Raises InputError if there is something else at `path`, a store for another configuration or layout (with the
         differences), or no permission to write; what is there is left untouched. DataError for a damaged store.
         """
@@ -250,7 +250,7 @@ def _warn_of_versions(path: Path, before: Mapping[str, str], now: Mapping[str, s
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     changes = ", ".join(f"{name} {before.get(name, 'none')} before and {now.get(name, 'none')} now" for name in names)
     warnings.warn(
-        f"{path} continues with other versions of its libraries ({changes}); "
+        f"{path} continues with other libraries or on another processor ({changes}); "
         "the new pieces may differ from the old in their last digits",
         UserWarning,
         stacklevel=4,
