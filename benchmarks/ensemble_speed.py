@@ -111,7 +111,7 @@ def kernel_work(problem: sn.Problem, steps: int, runs: int, b: int = BATCH) -> W
     train, start = plan.engine().trainer(plan.rules[0]), problem.flatten(problem.parameters).detach()
     weights = start.repeat(runs, 1)
     indices = torch.from_numpy(np.random.default_rng(0).integers(problem.n, size=(runs, steps, b)))
-    return Work(lambda: train(weights, {}, indices, plan.rates[0], 0, {}, None), runs * steps, runs)
+    return Work(lambda: train(weights, {}, indices, plan.rates[0], 0, {}, {}, None), runs * steps, runs)
 
 
 def given_work(ensemble: peer.JaxEnsemble, compiled: Callable[..., Any], steps: int, runs: int, b: int = BATCH) -> Work:
