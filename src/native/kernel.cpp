@@ -19,6 +19,7 @@ namespace {
 #endif
 constexpr int TALL = SHOTNOISE_TALL, WIDE = SHOTNOISE_WIDE;
 constexpr Index CHUNK_BYTES = 192 * 1024;  // what the activations of some samples may take, beside the weights in L2
+constexpr Index BATCH_BYTES = 512 * 1024;  // the same of a whole batch, which spares its gradient a place of its own
 constexpr Index POLL_EVERY = 64;           // samples between looks at the clock
 
 template <class T, bool SHARED>
@@ -253,9 +254,10 @@ class Block {
   static Index chunk(const Job<T>& job) {
     Index width = job.net->inputs();
     for (Index k = 0; k < job.net->depth; ++k) width += job.net->layers[k].outputs;
-    const Index fitting = CHUNK_BYTES / (width * Index(sizeof(V))) / WIDE * WIDE;
+    const Index bytes = width * Index(sizeof(V)), fitting = CHUNK_BYTES / bytes / WIDE * WIDE;
+    const Index together = job.batch * bytes <= BATCH_BYTES && job.batch > fitting ? job.batch : fitting;
     const Index most = job.batch > job.samples ? job.batch : job.samples;
-    return fitting < WIDE ? WIDE : fitting < most ? fitting : most;
+    return together < WIDE ? WIDE : together < most ? together : most;
   }
 
   static Index scratch(const Job<T>& job) {
