@@ -250,14 +250,19 @@ class Block {
   static constexpr int L = LANES<T>;
 
  public:
-  // How many samples are seen at a time.
+  // How many samples are seen at a time, and how many when all of a batch is.
+  static Index portion(const Job<T>& job) {
+    const Index fitting = CHUNK_BYTES / bytes(job) / WIDE * WIDE, most = job.batch > job.samples ? job.batch : job.samples;
+    return fitting < WIDE ? WIDE : fitting < most ? fitting : most;
+  }
   static Index chunk(const Job<T>& job) {
+    const Index some = portion(job);
+    return job.batch > some && job.batch * bytes(job) <= BATCH_BYTES ? job.batch : some;
+  }
+  static Index bytes(const Job<T>& job) {  // of a sample
     Index width = job.net->inputs();
     for (Index k = 0; k < job.net->depth; ++k) width += job.net->layers[k].outputs;
-    const Index bytes = width * Index(sizeof(V)), fitting = CHUNK_BYTES / bytes / WIDE * WIDE;
-    const Index together = job.batch * bytes <= BATCH_BYTES && job.batch > fitting ? job.batch : fitting;
-    const Index most = job.batch > job.samples ? job.batch : job.samples;
-    return together < WIDE ? WIDE : together < most ? together : most;
+    return width * Index(sizeof(V));
   }
 
   static Index scratch(const Job<T>& job) {
@@ -425,8 +430,8 @@ class Block {
     const std::uint8_t wanted = job.wanted[t];
     if (!(wanted & (full_loss | full_gradient | accuracy))) return;
     V loss{}, right{};
-    for (Index start = 0; start < job.samples; start += most) {
-      const Index m = job.samples - start < most ? job.samples - start : most;
+    for (Index start = 0, some = portion(job); start < job.samples; start += some) {
+      const Index m = job.samples - start < some ? job.samples - start : some;
       const T* x = job.inputs + start * net.inputs();
       forward<true>(x, m);
       if (wanted & accuracy) right += hits((const Index*)job.targets + start, m);

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from dataclasses import dataclass, replace
+from functools import partialmethod
 from importlib import import_module
 from itertools import pairwise
 
@@ -172,9 +173,27 @@ def test_losses_and_gradients_are_those_of_autograd(name, case):
 @built
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("dtype", EPS, ids=str)
-def test_more_samples_than_are_seen_at_a_time(name, dtype):
-    case = Case((64, 100, 10), "relu", dtype=dtype, samples=400, runs=3, batch=300, l2=0.1)
+@pytest.mark.parametrize("batch", [30, 300])
+def test_more_samples_than_are_seen_at_a_time(name, dtype, batch):
+    """30 are as many as a batch may have to be seen whole all the same, except in small vectors."""
+    case = Case((64, 100, 10), "relu", dtype=dtype, samples=400, runs=3, batch=batch, l2=0.1)
     assert agrees(engine_of(case.problem(), name), case)
+
+
+@built
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("batch", [30, 300])
+def test_steps_on_batches_seen_whole_and_in_parts_are_those_of_torch(name, batch, monkeypatch):
+    """And the same bits together or alone, where the full loss between them is seen in other portions."""
+    case = Case((64, 100, 10), "relu", samples=400, runs=3, batch=batch)
+    options = {"steps": 3, "record": ["loss", sn.simulate.weights(steps=[3])], "every": 1}
+    monkeypatch.setattr(Native, "__init__", partialmethod(Native.__init__, instruction_set=name))
+    found = simulated(case, SGD(0.3), "native", **options)
+    assert same_records(found, simulated(case, SGD(0.3), "torch", **options), case.dtype)
+    alone = simulated(
+        case, SGD(0.3), "native", **options | {"record": ["loss", "gradient_cosine", *options["record"][1:]]}
+    )
+    assert np.array_equal(found["weights"], alone["weights"]) and np.array_equal(found["loss"], alone["loss"])
 
 
 @built
