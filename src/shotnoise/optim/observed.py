@@ -31,7 +31,7 @@ class Observed(Estimates):
 
     That the per-sample gradients add up to the gradient in `.grad` is checked on the first step and whenever the calls
     change: gradient clipping, loss scaling or a penalty inside the loss would make them differ, and raise
-    PerSampleGradientError, as do layers without a rule: at the first step before a weight has changed, later after the step.
+    PerSampleGradientError, as do layers without a rule: at the first step before a weight has changed, later after it.
     Dropout is part of the noise. Two-step use:
 
     >>> model = nn.Linear(3, 1)
