@@ -46,6 +46,14 @@ def test_norms_and_square_are_those_of_the_written_out_gradients(m, bias):
     assert m == 1 or from_gram(a, d, not bias)[1] != pytest.approx(square, rel=1e-3)
 
 
+def test_a_parameter_beside_the_weight_that_is_no_bias_of_it_is_added_by_itself():
+    a, d, other = normal(1, 9, 7), normal(2, 9, 5), normal(3, 9, 5)
+    norms, square = norms_and_square([*layer(a, d, bias=False), PerSample([Dense(other)], other.shape[1:])])
+    torch.testing.assert_close(norms, a.square().sum(1) * d.square().sum(1) + other.square().sum(1))
+    expected = true_square(a, d, bias=False) + float(other.sum(0).square().sum())
+    assert square == pytest.approx(expected, rel=1e-12)
+
+
 def dense_layers(model, x, loss):
     """(a, d) of each Linear of a Sequential, float32."""
     inputs, outputs = [], []
@@ -190,13 +198,13 @@ def test_not_where_products_are_rounded():
         torch.set_float32_matmul_precision(before)
 
 
-@pytest.mark.parametrize("scale", [1e-24, 1e-15, 1e15])
-def test_tiny_and_huge_gradients(scale):
-    """Products that underflow are no reason to see no gradient."""
-    a, d = normal(1, 40, 30, dtype=torch.float32), scale * normal(2, 40, 20, dtype=torch.float32)
-    assert norms_and_square(layer(a, d, bias=True))[1] == pytest.approx(true_square(a, d, bias=True), rel=1e-5)
-    if scale == 1e-24:
-        assert from_gram(a, d, bias=True)[1] == 0
+@pytest.mark.parametrize(("of_a", "of_d"), [(1e10, 1e-24), (1, 1e-15), (1, 1e15)])
+def test_tiny_and_huge_output_gradients(of_a, of_d):
+    """That their products underflow is no reason to see no gradient."""
+    a, d = of_a * normal(1, 40, 30, dtype=torch.float32), of_d * normal(2, 40, 20, dtype=torch.float32)
+    found = norms_and_square(layer(a, d, bias=True))[1]
+    assert found == pytest.approx(true_square(a, d, bias=True), rel=1e-5, abs=0)
+    assert (from_gram(a, d, bias=True)[1] == 0) == (of_d == 1e-24)
 
 
 def test_a_gradient_that_is_not_finite_is_named():

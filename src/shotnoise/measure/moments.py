@@ -46,7 +46,10 @@ class Sampled:
 
 
 def of_all(problem: Problem, progress: Progress | None = None) -> Moments:
-    """The moments of all samples from one forward and backward pass over the data."""
+    """The moments of all samples from one forward and backward pass over the data.
+
+    Where that is less work, the gradient of a large dense layer is not computed, only its norm; see `per_sample.sums`.
+    """
     layers = problem.layers
     spared = _spared(problem, layers)
     loss, norms, gradient, paths = 0.0, np.zeros(len(layers)), Sum(), dict[str, str]()

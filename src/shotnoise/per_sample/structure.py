@@ -265,7 +265,7 @@ class PerSample:
         if self.factors:
             a, d = self.factors
             return (d.T @ a).reshape(self.shape)
-        return self.weighted_sum(torch.ones(self.samples, 1).to(self.checksum))[0]
+        return self.weighted_sum(self._captured.new_ones(self.samples, 1))[0]
 
     def explicit(self) -> Tensor:
         """All gradients written out, (m, *parameter)."""
@@ -295,8 +295,12 @@ class PerSample:
 
     @property
     def samples(self) -> int:
+        return len(self._captured)
+
+    @property
+    def _captured(self) -> Tensor:
         part = self.parts[0]
-        return len(part.g if isinstance(part, Dense) else part.d)
+        return part.g if isinstance(part, Dense) else part.d
 
     @property
     def _block_rows(self) -> int:
