@@ -173,10 +173,10 @@ def test_losses_and_gradients_are_those_of_autograd(name, case):
 @built
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("dtype", EPS, ids=str)
-@pytest.mark.parametrize("batch", [30, 300])
-def test_more_samples_than_are_seen_at_a_time(name, dtype, batch):
-    """30 are as many as a batch may have to be seen whole all the same, except in small vectors."""
-    case = Case((64, 100, 10), "relu", dtype=dtype, samples=400, runs=3, batch=batch, l2=0.1)
+@pytest.mark.parametrize(("widths", "batch"), [((64, 100, 10), 30), ((64, 100, 10), 300), ((2500, 8, 3), 12)])
+def test_more_samples_than_are_seen_at_a_time(name, dtype, widths, batch):
+    """30 are as many as a batch may have to be seen whole all the same, except in small vectors; few of 2,500 inputs are."""
+    case = Case(widths, "relu", dtype=dtype, samples=400, runs=3, batch=batch, l2=0.1)
     assert agrees(engine_of(case.problem(), name), case)
 
 
@@ -590,11 +590,19 @@ def arguments(problem: sn.Problem, case: Case):
     }  # fmt: skip
 
 
+def with_last(indices, value):
+    indices = indices.clone()
+    indices[-1, -1, -1] = value
+    return indices
+
+
 CHANGES = [
     ({"indices": lambda v: v.float()}, TypeError, "incompatible function arguments"),
     ({"indices": lambda v: v.int()}, TypeError, "incompatible function arguments"),
     ({"indices": lambda v: v + 13}, ValueError, r"index \d+ of 13 samples"),
     ({"indices": lambda v: v - 13}, ValueError, r"index -\d+ of 13 samples"),
+    ({"indices": lambda v: with_last(v, 13)}, ValueError, "index 13 of 13 samples"),
+    ({"indices": lambda v: with_last(torch.cat([v, v], 2), 13)[..., v.shape[2] :]}, ValueError, "index 13 of 13 samples"),
     ({"indices": lambda v: v[:3]}, ValueError, r"indices must be \(runs, steps, batch\)"),
     ({"indices": lambda v: v.mT.contiguous().mT}, ValueError, "contiguous by batch"),
     ({"indices": lambda v: v[:, :, :0]}, ValueError, "a batch has at least one sample"),
