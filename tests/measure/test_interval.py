@@ -140,6 +140,23 @@ def test_the_moments_of_the_squared_norm(f):
     assert abs(z(deviations, variance - known.null)) > LIMIT and abs(z(deviations, variance / f**0.5 * 1.05)) > LIMIT
 
 
+def test_what_the_error_of_the_trace_adds():
+    """A - x T over 6,000 samples of skew noise, in which T and A err together: its variance is as the formula says."""
+    g, mean = gradients(1.2, 40, 6000, skew=True)
+    products = products_of(g)
+    _, t, a = estimate(products).values
+    s, trace, second, third = mean @ mean, SPECTRUM.sum(), (SPECTRUM**2).sum(), (SPECTRUM**3).sum()
+    together, x = np.corrcoef(a, t)[0, 1], np.array([s / trace])
+    noise, q = trace / 40, mean @ (SPECTRUM * mean)
+    known = Evidence(40, 1.0, trace, s, noise, q, second, third / second, t.var(), together)
+    difference = a - x * t
+    deviations = (difference - difference.mean()) ** 2
+    assert together > 0.3
+    assert abs(z(deviations, variance_of(known, x)[0])) < LIMIT
+    for wrong in (replace(known, correlation=-together), replace(known, variance_t=0.0)):
+        assert abs(z(deviations, variance_of(wrong, x)[0])) > LIMIT
+
+
 def test_an_uncertain_trace_raises_the_variance_where_a_is_large():
     x = np.array([0.02])
     plain = replace(KNOWN, a=0.5, variance_t=0.0)

@@ -34,7 +34,7 @@ GRID = np.concatenate([[0.0], np.geomspace(1e-4, 1e2, 121)])  # hypotheses 1/B, 
 class Evidence:
     """What the test knows of one column: m, f, T, A, Q, Tr Sigma^2, tau, the variance of T, its correlation with A.
 
-    noise: what ||g||^2 has on average beyond S: f T/m, times n/(n - 1) as covariances have divisor n. A + noise is ||g||^2.
+    noise: what ||g||^2 has on average beyond S: f T/m, times n/(n - 1) as covariances have divisor n; ||g||^2 less A.
     """
 
     m: int
