@@ -148,12 +148,11 @@ class _PairMoments:
         self.two, self.three = 0, 0
 
     def add(self, grams: Iterator[Tensor]) -> None:
-        total: Tensor | float = 0.0
+        total = torch.zeros(0)
         for column, gram in enumerate(grams):
             double = gram.double()
             self._add_column(column, double)
-            total = total + double
-        assert isinstance(total, Tensor)
+            total = double.clone() if column == 0 else total.add_(double)
         self._add_column(-1, total)
         m, k = len(total), len(total) // 2
         self.two += m * (m - 1) if m > 3 else 0
@@ -177,9 +176,10 @@ def _squared_over_all_pairs(gram: Tensor) -> float:
     non-normality", 2014.
     """
     m, rows = len(gram), gram.mean(0)
-    centred = gram - rows - rows[:, None] + rows.mean()
-    norms = centred.diagonal()
-    found = centred.square().sum() / (m * (m - 3)) - norms.square().sum() / ((m - 2) * (m - 3))
+    centred = gram - rows[:, None]
+    centred -= rows - rows.mean()
+    norms, entries = centred.diagonal(), centred.flatten()
+    found = entries.dot(entries) / (m * (m - 3)) - norms.square().sum() / ((m - 2) * (m - 3))
     found += norms.sum() ** 2 / (m * (m - 1) * (m - 2) * (m - 3))
     return max(0.0, float(found))  # a mean of squares, but for rounding
 
