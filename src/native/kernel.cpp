@@ -6,231 +6,15 @@
 // In all three products a tile of the result is held in registers. Samples of its own for every run are gathered into
 // [sample][feature][lane]; where all runs see the same samples, they stay numbers and the processor broadcasts them.
 // Lanes never meet: a run comes out the same in any company.
-#include "job.hpp"
-#include "lanes.hpp"
+#include "activations.hpp"
+#include "products.hpp"
 
 namespace shotnoise::SHOTNOISE_SET {
 namespace {
 
-// Rows of A and B in a tile: the sums, a column of A and one number of B fill 32 registers, or 16.
-#ifndef SHOTNOISE_TALL
-#define SHOTNOISE_TALL (SHOTNOISE_BYTES == 64 ? 5 : 3)
-#define SHOTNOISE_WIDE (SHOTNOISE_BYTES == 64 ? 5 : 4)
-#endif
-constexpr int TALL = SHOTNOISE_TALL, WIDE = SHOTNOISE_WIDE;
 constexpr Index CHUNK_BYTES = 192 * 1024;  // what the activations of some samples may take, beside the weights in L2
 constexpr Index BATCH_BYTES = 512 * 1024;  // the same of a whole batch, which spares its gradient a place of its own
 constexpr Index POLL_EVERY = 64;           // samples between looks at the clock
-
-template <class T, bool SHARED>
-struct Operand {  // numbers that all lanes share, or one per lane
-  using Element = T;
-};
-template <class T>
-struct Operand<T, false> {
-  using Element = Vector<T>;
-};
-
-enum class Start { zero, bias, there };
-
-// What becomes of a gradient: kept, or w -= rate (g + decay w) at once, which spares a pass over weights and gradient.
-template <class T>
-struct Descent {
-  bool now = false;
-  T rate{}, decay{};
-
-  Vector<T> operator()(Vector<T> w, Vector<T> g) const { return w - rate * (decay != 0 ? g + decay * w : g); }
-};
-
-// A length cut into parts of at most `most`, as equal as can be.
-struct Parts {
-  Index count, small, larger;  // the first `larger` parts have one more
-
-  Parts(Index length, Index most) : count((length + most - 1) / most), small(length / count), larger(length % count) {}
-  Index size(Index part) const { return small + (part < larger); }
-};
-
-// forward   C[s][a] = sum_k A[a][k] B[s][k]   outputs a of samples s from inputs k
-// back      C[s][a] = sum_k A[k][a] B[s][k]   gradient at inputs a from that at outputs k
-// weights   C[a][b] = sum_k A[k][a] B[k][b]   gradient of the weights, over samples k
-enum class Kind { forward, back, weights };
-
-template <class T, Kind KIND, bool SHARED>
-struct Product {
-  using B = typename Operand<T, SHARED>::Element;
-  const Vector<T>* a;
-  Index a_stride;
-  const B* b;
-  Index b_stride;
-  Vector<T>* c;
-  Index c_stride;
-  Index rows_a, rows_b, k;
-  Start start;
-  const Vector<T>* bias = nullptr;    // by row of A
-  Descent<T> descent = {};            // with C the weights
-  bool relu = false;                  // forward: what becomes of the sums, which spares a pass over them
-  const Vector<T>* beyond = nullptr;  // back: outputs of a ReLU, which lets the gradient pass where they are positive
-
-  Index a_row() const { return KIND == Kind::forward ? a_stride : 1; }
-  Index a_k() const { return KIND == Kind::forward ? 1 : a_stride; }
-  Index b_row() const { return KIND == Kind::weights ? 1 : b_stride; }
-  Index b_k() const { return KIND == Kind::weights ? b_stride : 1; }
-
-  template <int M, int N>
-  void tile(Index i, Index j) const {
-    constexpr bool upright = KIND == Kind::weights;  // rows of C are rows of A, otherwise of B
-    constexpr int ROWS = upright ? M : N, LENGTH = upright ? N : M;
-    Vector<T> sum[ROWS][LENGTH];
-    Vector<T>* const corner = c + (upright ? i * c_stride + j : j * c_stride + i);
-    const auto each = [](Vector<T>* row, Index stride, auto act) {  // unrolled, or the sums would not stay in registers
-#pragma GCC unroll 8
-      for (int r = 0; r < ROWS; ++r, row += stride) {
-        asm("" : "+r"(row));  // one address per row: the compiler would keep one per entry, most of them on the stack
-#pragma GCC unroll 8
-        for (int l = 0; l < LENGTH; ++l) act(r, l, row[l]);
-      }
-    };
-    if (start == Start::there) {
-      each(corner, c_stride, [&](int r, int l, Vector<T>& place) { sum[r][l] = place; });
-    } else {
-#pragma GCC unroll 8
-      for (int r = 0; r < ROWS; ++r)
-#pragma GCC unroll 8
-        for (int l = 0; l < LENGTH; ++l) sum[r][l] = !upright && start == Start::bias ? bias[i + l] : Vector<T>{};
-    }
-    const Vector<T>* left = a + i * a_row();
-    const B* right = b + j * b_row();
-    for (Index s = 0; s < k; ++s, left += a_k(), right += b_k()) {
-      Vector<T> row[M];
-#pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) row[m] = left[m * a_row()];
-#pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) {
-        const B number = right[n * b_row()];
-#pragma GCC unroll 8
-        for (int m = 0; m < M; ++m) (upright ? sum[m][n] : sum[n][m]) += row[m] * number;
-      }
-    }
-    if (upright && descent.now) {
-      const Descent<T> step = descent;
-      if (step.decay == 0) {
-        each(corner, c_stride, [&](int r, int l, Vector<T>& place) { place -= step.rate * sum[r][l]; });
-      } else {
-        each(corner, c_stride, [&](int r, int l, Vector<T>& place) { place = step(place, sum[r][l]); });
-      }
-    } else if (KIND == Kind::forward && relu) {
-      each(corner, c_stride, [&](int r, int l, Vector<T>& place) { place = sum[r][l] <= 0 ? Vector<T>{} : sum[r][l]; });
-    } else if (KIND == Kind::back && beyond) {
-      const Vector<T>* const z = beyond + (corner - c);
-      each(corner, c_stride, [&](int r, int l, Vector<T>& place) {
-        place = z[r * c_stride + l] <= 0 ? Vector<T>{} : sum[r][l];
-      });
-    } else {
-      each(corner, c_stride, [&](int r, int l, Vector<T>& place) { place = sum[r][l]; });
-    }
-  }
-
-  template <int N, int M = TALL>
-  void rows(Index i, Index j, Index m) const {
-    if (m == M) return tile<M, N>(i, j);
-    if constexpr (M > 1) rows<N, M - 1>(i, j, m);
-  }
-
-  template <int N = WIDE>
-  void columns(Index j, Index n, Parts across) const {
-    if (n == N) {
-      Index i = 0;
-      for (Index t = 0; t < across.count; ++t) {
-        const Index m = across.size(t);
-        rows<N>(i, j, m);
-        i += m;
-      }
-      return;
-    }
-    if constexpr (N > 1) columns<N - 1>(j, n, across);
-  }
-
-  // Tiles as equal as can be; a few rows of B stay in the first cache while all of A goes by.
-  void operator()() const {
-    const Parts across(rows_a, TALL), along(rows_b, WIDE);
-    Index j = 0;
-    for (Index t = 0; t < along.count; ++t) {
-      const Index n = along.size(t);
-      columns(j, n, across);
-      j += n;
-    }
-  }
-};
-
-template <class T>
-void activate(const Layer& layer, Vector<T>* z, Vector<T>* slopes, Index count) {
-  const auto each = [&](auto function) {
-    for (Index i = 0; i < count; ++i) z[i] = function(z[i]);
-  };
-  const T slope = layer.constant_count ? T(layer.constants[0]) : T(0);
-  switch (layer.activation) {
-    case Activation::identity:
-    case Activation::relu: return;  // in `forward`, where the sums are written
-    case Activation::leaky_relu: return each([=](Vector<T> h) { return h > 0 ? h : h * slope; });
-    case Activation::tanh: return each([](Vector<T> h) { return tanh<T>(h); });
-    case Activation::sigmoid: return each([](Vector<T> h) { return sigmoid<T>(h); });
-    case Activation::softplus:
-      return each([](Vector<T> h) { return h > 20 ? h : (h > 0 ? h : Vector<T>{}) + log1p<T>(exp_negative<T>(-abs<T>(h))); });
-    case Activation::gelu:  // h Phi(h)
-      for (Index i = 0; i < count; ++i) {
-        const Vector<T> h = z[i], below = T(0.5) * (1 + erf<T>(h * T(0.70710678118654752)));
-        slopes[i] = below + h * T(0.39894228040143268) * exp_negative<T>(T(-0.5) * h * h);
-        z[i] = h * below;
-      }
-      return;
-    case Activation::gelu_tanh:  // h (1 + tanh u) / 2
-      for (Index i = 0; i < count; ++i) {
-        const T factor = T(0.79788456080286536), cubic = T(0.044715);
-        const Vector<T> h = z[i], square = h * h, bent = tanh<T>(factor * h * (1 + cubic * square));
-        slopes[i] = T(0.5) * ((1 + bent) + h * (1 - bent * bent) * factor * (1 + 3 * cubic * square));
-        z[i] = T(0.5) * h * (1 + bent);
-      }
-      return;
-    case Activation::polynomial:  // Horner's scheme, and once more on its partial values for the slope
-      for (Index i = 0; i < count; ++i) {
-        const Vector<T> h = z[i];
-        Vector<T> value = all<T>(T(layer.constants[layer.constant_count - 1])), steep{};
-        for (Index k = layer.constant_count - 2; k >= 0; --k) {
-          steep = steep * h + value;
-          value = value * h + T(layer.constants[k]);
-        }
-        slopes[i] = steep;
-        z[i] = value;
-      }
-  }
-}
-
-// d *= act'(h), from z = act(h) where that tells it.
-template <class T>
-void slope_back(const Layer& layer, Vector<T>* d, const Vector<T>* z, const Vector<T>* slopes, Index count) {
-  const auto each = [&](auto function) {
-    for (Index i = 0; i < count; ++i) d[i] = function(d[i], z[i]);
-  };
-  using V = Vector<T>;
-  const T slope = layer.constant_count ? T(layer.constants[0]) : T(0);
-  switch (layer.activation) {
-    case Activation::identity:
-    case Activation::relu: return;  // as above
-    case Activation::leaky_relu: return each([=](V g, V out) { return out > 0 ? g : g * slope; });
-    case Activation::tanh: return each([](V g, V out) { return g * (1 - out * out); });
-    case Activation::sigmoid: return each([](V g, V out) { return g * ((1 - out) * out); });
-    case Activation::softplus:  // 1 - e^-z is the sigmoid of h
-      return each([](V g, V out) { return out > 20 ? g : -g * expm1_negative<T>(-out); });
-    case Activation::gelu:
-    case Activation::gelu_tanh:
-    case Activation::polynomial:
-      for (Index i = 0; i < count; ++i) d[i] *= slopes[i];
-  }
-}
-
-bool needs_slopes(const Layer& layer) {
-  return layer.activation >= Activation::gelu;
-}
 
 // Sums over many numbers in four parts, for speed and for precision.
 template <class T, class F>
@@ -267,7 +51,7 @@ class Block {
 
   static Index scratch(const Job<T>& job) {
     const Net& net = *job.net;
-    Index per_sample = net.inputs() + 2 * net.widest + Index(sizeof(Index) / sizeof(T));
+    Index per_sample = net.inputs() + 2 * net.widest + net.outputs() + 1;
     for (Index k = 0; k < net.depth; ++k) per_sample += net.layers[k].outputs * (needs_slopes(net.layers[k]) ? 2 : 1);
     return L * (net.parameters * (4 + job.optimizer.memories()) + chunk(job) * per_sample);
   }
@@ -282,7 +66,7 @@ class Block {
     for (int m = 0; m < job.optimizer.memories(); ++m) memory[m] = take(P);
     gathered = take(most * net.inputs());
     d = take(most * net.widest), d_below = take(most * net.widest);
-    places = (Index*)take(most * Index(sizeof(Index) / sizeof(T)));
+    answers = take(most * net.outputs()), labels = (Int*)take(most);
     states = free;
   }
 
@@ -321,7 +105,8 @@ class Block {
   Index runs, seen = 0;
   V *weights, *gradient, *before, *full, *memory[3], *gathered, *d, *d_below, *states;
   V norm;
-  Index* places;
+  V* answers;   // targets of the gathered samples under squared loss
+  Int* labels;  // under other losses
 
   // Matrices (R, P) to [parameter][lane] and back; lanes without a run have weights of zero.
   void in(V* to, const T* from) const {
@@ -397,31 +182,43 @@ class Block {
 
   V minibatch(Index t, bool at_once) {
     const Descent<T> descent = at_once ? Descent<T>{true, T(job.rates[t]), T(job.optimizer.weight_decay)} : Descent<T>{};
-    const T* x = job.indices ? job.inputs : job.own_inputs;
-    const void* y = job.indices ? job.targets : job.own_targets;
     V loss{};
     for (Index start = 0; start < job.batch; start += most) {
       const Index m = job.batch - start < most ? job.batch - start : most;
-      place(t, start, m);
-      for (Index s = 0; s < m; ++s) {
-        const T* rows[L];
-        for (int l = 0; l < L; ++l) rows[l] = x + places[s * L + l] * net.inputs();
-        gather(gathered + s * net.inputs(), rows, net.inputs());
-      }
+      fetch(t, start, m);
       forward<false>(gathered, m);
-      loss += compare<false>(y, 0, m, job.batch, true);
+      loss += compare<false>(0, m, job.batch, true);
       backward<false>(gathered, m, gradient, start > 0, descent);
     }
     return penalised(loss * (1 / T(scale(job.batch))), gradient);
   }
 
-  // Where the lanes find samples start, start + 1, ... of their batch; a lane without a run does as the first.
-  void place(Index t, Index start, Index m) {
+  // Inputs and targets of samples start, start + 1, ... of the lanes' batches; a lane without a run has those of the first.
+  void fetch(Index t, Index start, Index m) {
+    const Index i = net.inputs(), o = net.outputs();
+    const T* const x = job.indices ? job.inputs : job.own_inputs;
+    const void* const y = job.indices ? job.targets : job.own_targets;
+    const Index* drawn[L];
+    Index fresh[L];
     for (int l = 0; l < L; ++l) {
       const Index run = first + (l < runs ? l : 0);
-      const Index* const own = job.indices + run * job.index_run + t * job.index_step + start;
-      const Index fresh = (run * job.steps + t) * job.batch + start;
-      for (Index s = 0; s < m; ++s) places[s * L + l] = job.indices ? own[s] : fresh + s;
+      drawn[l] = job.indices + run * job.index_run + t * job.index_step + start;
+      fresh[l] = (run * job.steps + t) * job.batch + start;
+    }
+    for (Index s = 0; s < m; ++s) {
+      Index place[L];
+      const T* rows[L];
+      for (int l = 0; l < L; ++l) place[l] = job.indices ? drawn[l][s] : fresh[l] + s;
+      for (int l = 0; l < L; ++l) rows[l] = x + place[l] * i;
+      gather(gathered + s * i, rows, i);
+      if (net.loss != Loss::mse) {
+        for (int l = 0; l < L; ++l) labels[s * L + l] = Int(((const Index*)y)[place[l]]);
+      } else if (o == 1) {
+        for (int l = 0; l < L; ++l) ((T*)(answers + s))[l] = ((const T*)y)[place[l]];
+      } else {
+        for (int l = 0; l < L; ++l) rows[l] = (const T*)y + place[l] * o;
+        gather(answers + s * o, rows, o);
+      }
     }
   }
 
@@ -435,7 +232,7 @@ class Block {
       const T* x = job.inputs + start * net.inputs();
       forward<true>(x, m);
       if (wanted & accuracy) right += hits((const Index*)job.targets + start, m);
-      loss += compare<true>(job.targets, start, m, job.samples, wanted & full_gradient);
+      loss += compare<true>(start, m, job.samples, wanted & full_gradient);
       if (wanted & full_gradient) backward<true>(x, m, full, start > 0);
       if (stopped(m)) return;
     }
@@ -496,13 +293,17 @@ class Block {
                                       false, relu ? z : nullptr}();
         slope_back<T>(net.layers[k - 1], d_below, z, slopes(k - 1), m * i);
       }
-      if (layer.bias >= 0)
-        for (Index a = 0; a < o; ++a) {
-          const V sum = total<T>(m, [&](Index s) { return d[s * o + a]; });
-          V& place = to[layer.bias + a];
-          place = descent.now ? descent(place, sum) : add ? place + sum : sum;
+      V *const c = to + layer.weight, *const biases = layer.bias < 0 ? nullptr : to + layer.bias;
+      if constexpr (!SHARED)
+        if (m <= FewSamples<T>::MOST && !add) {
+          FewSamples<T>{d, k ? z : x, c, biases, m, o, i, descent}();
+          swap(d, d_below);
+          continue;
         }
-      V* const c = to + layer.weight;
+      for (Index a = 0; biases && a < o; ++a) {
+        const V sum = total<T>(m, [&](Index s) { return d[s * o + a]; });
+        biases[a] = descent.now ? descent(biases[a], sum) : add ? biases[a] + sum : sum;
+      }
       if (k) {
         Product<T, Kind::weights, false>{d, o, z, i, c, i, o, i, m, start, nullptr, descent}();
       } else {
@@ -512,53 +313,53 @@ class Block {
     }
   }
 
-  // The sum of the losses (twice that of squares) of m samples, and d, the gradient of the mean at the outputs. Lane l of
-  // the runs' own samples has target places[s * L + l]; of shared ones all have target `start + s`.
+  // The sum of the losses (twice that of squares) of m samples, and d, the gradient of the mean at the outputs: of the
+  // samples that were fetched, or of those that all lanes share from `start` on.
   template <bool SHARED>
-  V compare(const void* targets, Index start, Index m, Index count, bool gradient) {
+  V compare(Index start, Index m, Index count, bool gradient) {
     const Index o = net.outputs();
-    const V* z = outputs(net.depth - 1);
+    const V* const z = outputs(net.depth - 1);
     const T share = 1 / T(count);
     V loss{};
-    for (Index s = 0; s < m; ++s, z += o) {
-      V* const slope = d + s * o;
-      if (net.loss == Loss::mse) {
-        const T* y = (const T*)targets;
-        if constexpr (SHARED) {
-          for (Index a = 0; a < o; ++a) slope[a] = z[a] - y[(start + s) * o + a];
-        } else {
-          const T* rows[L];
-          for (int l = 0; l < L; ++l) rows[l] = y + places[s * L + l] * o;
-          gather(slope, rows, o);
-          for (Index a = 0; a < o; ++a) slope[a] = z[a] - slope[a];
-        }
-        for (Index a = 0; a < o; ++a) {
-          loss += slope[a] * slope[a];
-          slope[a] *= share;
-        }
-        continue;
+    if (net.loss == Loss::mse) {
+      const T* const y = (const T*)job.targets + start * o;
+      for (Index i = 0; i < m * o; ++i) {
+        const V miss = SHARED ? z[i] - y[i] : z[i] - answers[i];
+        loss += miss * miss;
+        d[i] = share * miss;
       }
-      const Index* classes = (const Index*)targets;
-      Mask<T> own{};
-      if constexpr (SHARED) {
-        own += Int(classes[start + s]);
-      } else {
-        for (int l = 0; l < L; ++l) own[l] = Int(classes[places[s * L + l]]);
-      }
-      if (net.loss == Loss::logistic) {  // log(1 + e^-m) for the margin m, and its slope -1 / (1 + e^m)
-        const V sign = own != 0 ? all<T>(1) : all<T>(-1), margin = sign * z[0], tail = exp_negative<T>(-abs<T>(margin));
+      return loss;
+    }
+    const auto label = [&](Index s) {
+      return SHARED ? Mask<T>{} + Int(((const Index*)job.targets)[start + s]) : ((const Mask<T>*)labels)[s];
+    };
+    if (net.loss == Loss::logistic) {  // log(1 + e^-m) for the margin m, and its slope -1 / (1 + e^m)
+      for (Index s = 0; s < m; ++s) {
+        const V sign = label(s) != 0 ? all<T>(1) : all<T>(-1), margin = sign * z[s], tail = exp_negative<T>(-abs<T>(margin));
         loss += (margin < 0 ? -margin : V{}) + log1p<T>(tail);
-        slope[0] = -sign * share * ((margin > 0 ? tail : all<T>(1)) / (1 + tail));
-        continue;
+        d[s] = -sign * share * ((margin > 0 ? tail : all<T>(1)) / (1 + tail));
       }
-      V top = z[0], sum{}, at_own{};
-      for (Index a = 1; a < o; ++a) top = z[a] > top ? z[a] : top;
+      return loss;
+    }
+    // A pass for the largest outputs, one for exponentials, one for their sums: what samples wait for overlaps.
+    for (Index s = 0; s < m; ++s) {
+      const V* const h = z + s * o;
+      const Mask<T> own = label(s);
+      V top = h[0], at_own{};
+      for (Index a = 1; a < o; ++a) top = larger<T>(top, h[a]);
       for (Index a = 0; a < o; ++a) {
-        const V shifted = z[a] - top;
+        const V shifted = d[s * o + a] = h[a] - top;
         at_own = own == Int(a) ? shifted : at_own;
-        sum += slope[a] = exp_negative<T>(shifted);
       }
-      loss += log<T>(sum) - at_own;
+      loss -= at_own;
+    }
+    for (Index i = 0; i < m * o; ++i) d[i] = exp_negative<T>(d[i]);
+    for (Index s = 0; s < m; ++s) {
+      V* const slope = d + s * o;
+      const Mask<T> own = label(s);
+      V sum = slope[0];
+      for (Index a = 1; a < o; ++a) sum += slope[a];
+      loss += log<T>(sum);
       if (!gradient) continue;
       const V factor = share / sum;
       for (Index a = 0; a < o; ++a) slope[a] = slope[a] * factor - (own == Int(a) ? all<T>(share) : V{});

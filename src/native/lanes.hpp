@@ -55,6 +55,12 @@ inline Vector<T> abs(Vector<T> x) {
   return x < 0 ? -x : x;
 }
 
+// A NaN in b is kept.
+template <class T>
+inline Vector<T> larger(Vector<T> a, Vector<T> b) {
+  return a > b ? a : b;
+}
+
 template <class T>
 inline Vector<T> erf(Vector<T> x) {
   for (int l = 0; l < LANES<T>; ++l) x[l] = std::erf(x[l]);

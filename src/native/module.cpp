@@ -217,9 +217,11 @@ void run(const Network& network, Matrix<T> weights, Matrix<const T> inputs, std:
             "indices must be (runs, steps, batch), contiguous by batch");
     job.indices = indices->data(), job.batch = indices->shape(2);
     job.index_run = indices->stride(0), job.index_step = indices->stride(1);
+    const bool together = job.index_step == job.batch;  // the steps of a run, which are checked much faster in one piece
     for (Index r = 0; r < R; ++r)
-      for (Index t = 0; t < S; ++t)
-        check_range(job.indices + r * job.index_run + t * job.index_step, job.batch, n, "index", "samples");
+      for (Index t = 0; t < (together ? 1 : S); ++t)
+        check_range(job.indices + r * job.index_run + t * job.index_step, together ? S * job.batch : job.batch, n, "index",
+                    "samples");
   } else if (own_inputs) {
     job.batch = own_inputs->shape(2);
     const Index count = R * S * job.batch;

@@ -21,6 +21,8 @@ def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:
 def square(tensor: Tensor) -> float:
     """||tensor||^2, rounded like a sum of a thousand numbers: one running sum of millions loses digits in float32."""
     flat = tensor.reshape(-1)
+    if flat.numel() <= ROW:
+        return float(torch.linalg.vector_norm(flat).double().square())
     rows = flat[: flat.numel() // ROW * ROW].view(-1, ROW)
     rest = flat[rows.numel() :]
     by_row = torch.cat([torch.linalg.vector_norm(rows, dim=1), torch.linalg.vector_norm(rest).reshape(1)])

@@ -6,7 +6,7 @@ over the trainable parameters w. The penalty is common to all samples: it moves 
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -251,21 +251,24 @@ class Problem:
         indices: Tensor | None = None,
         *,
         with_gradient: bool = True,
+        sparing: Iterable[str] = (),
         at_most: int | None = None,
         check: bool = True,
     ) -> Iterator[Chunk]:
         """One forward and backward pass over the samples, chunk by chunk; see `Chunk`.
 
-        with_gradient=False leaves `Chunk.gradient` empty and saves about a third of the work; at_most bounds the
-        number of samples per chunk. check=False is for who looks at all norms and at the norm of the sum anyway: it
+        with_gradient=False leaves `Chunk.gradient` empty and saves about a third of the work; sparing: parameters that
+        it does without; at_most bounds the number of samples per chunk. check=False is for who looks at all norms and
+        at the norm of the sum anyway: it
         leaves out the search for gradients that are not finite.
         """
         findings = self._findings
         size = self._chunk_size_for(findings)
         evaluation = self.evaluation()
+        summed = evaluation.leaves.keys() - sparing if with_gradient else set()
         for chunk in self.chunks(indices, min(size, at_most or size)):
             batch = self._batch(evaluation, chunk)
-            yield evaluate(evaluation, batch, chunk, findings.distrusted, with_gradient, check)
+            yield evaluate(evaluation, batch, chunk, findings.distrusted, summed, check)
 
     def examine(self) -> None:
         """Raise now what a measurement would raise, from a few samples: a model that mixes samples, draws, fails."""
@@ -275,6 +278,11 @@ class Problem:
     def chunk_size(self) -> int:
         """Samples per backward pass: as asked, or so many that what a pass records stays within ACTIVATION_BYTES."""
         return self._chunk_size or self._chunk_size_for(self._findings)
+
+    @property
+    def products(self) -> frozenset[str]:
+        """The parameters whose gradient is one product d_i a_i^T per sample, as in a dense layer."""
+        return self._findings.products
 
     @property
     def bytes_per_sample(self) -> int:

@@ -49,6 +49,7 @@ def require_answers(made, budget):
         assert agrees(fast.gram(), flat @ flat.T, scale**2 * v.numel())
         assert agrees(fast.sum_of_squares(), g.square().sum(0), scale**2)
         assert agrees(fast.dot(v), flat @ v.flatten(), scale * v.numel())
+        assert agrees(fast.total(), g.sum(0), scale * m)
         assert agrees(fast.weighted_sum(weights), torch.einsum("mk,mrc->krc", weights, g), scale * m)
 
 

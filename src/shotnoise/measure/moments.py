@@ -6,6 +6,7 @@ to every g_i, where it belongs to the loss; it cancels in the noise.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -14,10 +15,13 @@ from torch import Tensor
 from shotnoise.measure.estimate import Array, Products
 from shotnoise.named import Named, Sum, add, dot, square
 from shotnoise.per_sample.finite import not_finite, require_sums
+from shotnoise.per_sample.sums import norms_and_square, spares_the_gradient
 from shotnoise.problem import Chunk, Problem
 
 Progress = Callable[[int, int], None]  # (samples done, samples in all)
 Layers = Mapping[str, Sequence[str]]  # layer name -> its parameters
+Known = Mapping[str, tuple[Tensor, float]]  # layer name -> ||g_i||^2, (m,), and ||sum_i g_i||^2
+NOTHING: Known = {}
 PAIR_CHUNK = 512  # samples whose mutual inner products are looked at
 
 
@@ -42,15 +46,21 @@ class Sampled:
 
 
 def of_all(problem: Problem, progress: Progress | None = None) -> Moments:
-    """The moments of all samples from one forward and backward pass over the data."""
+    """The moments of all samples from one forward and backward pass over the data.
+
+    Where that is less work, the gradient of a large dense layer is not computed, only its norm; see `per_sample.sums`.
+    """
     layers = problem.layers
+    spared = _spared(problem, layers)
     loss, norms, gradient, paths = 0.0, np.zeros(len(layers)), Sum(), dict[str, str]()
-    for chunk in _followed(problem.passes(check=False), problem.n, progress):
+    known: Known = {}
+    for chunk in _followed(problem.passes(sparing=chain(*spared.values()), check=False), problem.n, progress):
+        known = {layer: norms_and_square([chunk.per_sample[name] for name in names]) for layer, names in spared.items()}
         loss += float(chunk.losses.double().sum())
-        norms += layer_norms(layers, chunk).sum(0)
+        norms += layer_norms(layers, chunk, known).sum(0)
         gradient.add(chunk.gradient)
         paths |= chunk.paths
-    squares = layer_squares(layers, gradient.total) / problem.n**2
+    squares = layer_squares(layers, gradient.total, known) / problem.n**2
     if not np.isfinite(squares).all():
         require_sums(gradient.total, "gradient")
     noise = np.maximum(norms / problem.n - squares, 0)
@@ -98,17 +108,29 @@ def of_sample(problem: Problem, indices: Tensor, population: int | None, progres
     return Sampled(torch.cat(losses).numpy() + problem.penalty, products, paths)
 
 
-def layer_norms(layers: Layers, chunk: Chunk) -> Array:
+def _spared(problem: Problem, layers: Layers) -> Layers:
+    """The layers whose gradient need not be summed: all samples meet in one chunk, and there is no penalty to add."""
+    if problem.l2 or problem.n > problem.chunk_size:
+        return {}
+    weights, products = problem.parameters, problem.products
+    names = [name for name in products if spares_the_gradient(weights[name], problem.n)]
+    return {layer: of for layer, of in layers.items() if of[0] in names}
+
+
+def layer_norms(layers: Layers, chunk: Chunk, known: Known = NOTHING) -> Array:
     """||g_i||^2 of the data part by layer, (m, layers). Raises NonFiniteError naming the sample and the layer."""
     columns = [
-        torch.stack([chunk.per_sample[name].squared_norms() for name in names]).sum(0) for names in layers.values()
+        known[layer][0]
+        if layer in known
+        else torch.stack([chunk.per_sample[name].squared_norms() for name in names]).sum(0)
+        for layer, names in layers.items()
     ]
-    norms = torch.stack(columns, 1)
-    bad = (~torch.isfinite(norms)).nonzero()
+    found = torch.stack(columns, 1).double().cpu().numpy()
+    bad = np.argwhere(~np.isfinite(found))
     if len(bad):
-        sample, layer = int(chunk.indices[int(bad[0, 0])]), list(layers)[int(bad[0, 1])]
-        raise not_finite(sample, layer)
-    return norms.double().cpu().numpy()
+        sample, layer = bad[0]
+        raise not_finite(int(chunk.indices[sample]), list(layers)[layer])
+    return found
 
 
 def layer_grams(layers: Layers, chunk: Chunk) -> Iterator[Tensor]:
@@ -125,9 +147,14 @@ def layer_dots(layers: Layers, a: Named, b: Named) -> Array:
     return np.array([float(dot({n: a[n] for n in names}, {n: b[n] for n in names})) for names in layers.values()])
 
 
-def layer_squares(layers: Layers, vector: Named) -> Array:
+def layer_squares(layers: Layers, vector: Named, known: Known = NOTHING) -> Array:
     """||vector||^2 by layer, (layers,)."""
-    return np.array([sum(square(vector[name]) for name in names) for names in layers.values()])
+    return np.array(
+        [
+            known[layer][1] if layer in known else sum(square(vector[name]) for name in names)
+            for layer, names in layers.items()
+        ]
+    )
 
 
 def with_total(by_layer: Array) -> Array:

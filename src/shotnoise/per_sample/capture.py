@@ -8,7 +8,7 @@ is not, and neither is a layer whose calls do not have the samples on axis 0.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +33,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Pass:
-    """Losses (m,), the summed gradient by parameter name, per-sample gradients by name, and why some have none."""
+    """Losses (m,), the summed gradient where it was asked for, per-sample gradients by name, and why some have none."""
 
     losses: Tensor
     gradient: dict[str, Tensor]
@@ -47,28 +47,29 @@ def run(
     losses_of: Callable[[], Tensor],
     samples: int,
     distrusted: Mapping[str, str],
-    with_gradient: bool = True,
+    summed: Collection[str] | None = None,
 ) -> Pass:
     """Evaluate `losses_of()` (which calls `model` on `leaves`) and differentiate its sum.
 
     leaves: the trainable parameters by name, a shared one once. distrusted: parameters whose rule was found not
-    to hold, with the reason. with_gradient: whether the summed gradient is wanted, a third of the work.
+    to hold, with the reason. summed: the parameters whose summed gradient is wanted, for all a third of the work;
+    None: all.
     """
     calls: list[Call] = []
     with recording(model, leaves, calls):
         losses = losses_of()
     total = losses.sum()
     uses_in_graph = _uses_in_graph(total)
-    summed = dict(leaves) if with_gradient else {}
-    wanted = [*summed.values(), *(call.edge for call in calls)]
+    of = {name: leaf for name, leaf in leaves.items() if summed is None or name in summed}
+    wanted = [*of.values(), *(call.edge for call in calls)]
     found: Sequence[Tensor | None] = [None] * len(wanted)
     if total.requires_grad and wanted:
         found = torch.autograd.grad(total, wanted, allow_unused=True)  # type: ignore[arg-type]
     gradient = {
         name: torch.zeros_like(leaf) if g is None else g.to_dense()
-        for (name, leaf), g in zip(summed.items(), found, strict=False)
+        for (name, leaf), g in zip(of.items(), found, strict=False)
     }
-    reached = [(call, d) for call, d in zip(calls, found[len(summed) :], strict=True) if d is not None]
+    reached = [(call, d) for call, d in zip(calls, found[len(of) :], strict=True) if d is not None]
     per_sample, missing = _collect(leaves, reached, uses_in_graph, samples, distrusted)
     return Pass(losses.detach(), gradient, per_sample, missing)
 

@@ -1,6 +1,6 @@
 """One backward pass over a few samples, with every parameter's per-sample gradients: by rule, or written out."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -18,8 +18,8 @@ BY_RULE = "one backward pass"
 class Chunk:
     """What one backward pass tells about m samples, of the data part of the loss (without the penalty).
 
-    indices (m,), losses (m,), gradient: the sum over the samples, per_sample: gradients by parameter,
-    paths: how each parameter's per-sample gradients were had.
+    indices (m,), losses (m,), gradient: the sum over the samples (of the parameters that were asked for), per_sample:
+    gradients by parameter, paths: how each parameter's per-sample gradients were had.
     """
 
     indices: Tensor
@@ -34,11 +34,12 @@ def evaluate(
     batch: tuple[Batch, Batch],
     indices: Tensor,
     distrusted: Mapping[str, str],
-    with_gradient: bool,
+    summed: Collection[str] | None,
     check: bool,
 ) -> Chunk:
     """The pass over `batch`, the samples `indices`. distrusted: parameters whose layer rule does not hold, and why.
 
+    summed: the parameters whose gradient is to be summed over the samples; None: all.
     check: whether to look for gradients that are not finite, which reads all of them once more.
     """
     inputs, targets = batch
@@ -49,7 +50,7 @@ def evaluate(
             lambda: evaluation.losses(inputs, targets),
             len(indices),
             distrusted,
-            with_gradient,
+            summed,
         )
         finite.require_losses(found.losses, indices)
         per_sample, paths = dict(found.per_sample), dict.fromkeys(found.per_sample, BY_RULE)

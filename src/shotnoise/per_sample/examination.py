@@ -18,10 +18,14 @@ Evaluate = Callable[[torch.dtype | None], Evaluation]  # at the present weights,
 
 @dataclass(frozen=True)
 class Findings:
-    """Parameters without a layer rule that holds, with the reason, and what a pass records per sample, in bytes."""
+    """Parameters without a layer rule that holds, with the reason, and what a pass records per sample, in bytes.
+
+    products: the parameters whose gradient is one product d_i a_i^T per sample, as in a dense layer.
+    """
 
     distrusted: dict[str, str]
     bytes_per_sample: int
+    products: frozenset[str] = frozenset()
 
 
 def probes(samples: Samples) -> Tensor:
@@ -95,6 +99,8 @@ def compare_with_alone(evaluation: Evaluation, samples: Samples) -> Findings:
     # A parameter without structure here gets none later: where the samples are on another axis, a chunk
     # whose size happens to be that of the first axis would look as if it had.
     distrusted = together.missing | wrong
-    recorded = sum(g.nbytes for name, g in together.per_sample.items() if name not in distrusted)
+    by_rule = {name: g for name, g in together.per_sample.items() if name not in distrusted}
+    recorded = sum(g.nbytes for g in by_rule.values())
     written = sum(leaves[name].numel() * leaves[name].element_size() for name in distrusted)
-    return Findings(distrusted, recorded // m + written)
+    products = frozenset(name for name, g in by_rule.items() if g.factors)
+    return Findings(distrusted, recorded // m + written, products)

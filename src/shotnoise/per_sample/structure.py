@@ -200,6 +200,19 @@ class PerSample:
         shape = gradients.shape[1:]
         return cls([Dense(gradients.reshape(len(gradients), *(shape or (1,))))], shape)
 
+    @property
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        """a (m, I) and d (m, O) if each gradient is the one product d_i a_i^T."""
+        part = self.parts[0]
+        return part.flat if len(self.parts) == 1 and isinstance(part, Outer) and part.is_flat else None
+
+    def consists_of(self, d: Tensor) -> bool:
+        """Whether the gradients are this very tensor, (m, O), as those of a dense layer's bias are."""
+        part = self.parts[0]
+        if len(self.parts) > 1 or not isinstance(part, Dense):
+            return False
+        return part.g.data_ptr() == d.data_ptr() and part.g.shape == d.shape
+
     def squared_norms(self) -> Tensor:
         """||g_i||^2, shape (m,)."""
         if len(self.parts) == 1:
@@ -211,10 +224,10 @@ class PerSample:
         """g_i . h_j for the gradients h of `other` (default: these), shape (m, m')."""
         other = self if other is None else other
         if len(self.parts) == len(other.parts) == 1:
-            x, y = self.parts[0], other.parts[0]
-            if isinstance(x, Outer) and isinstance(y, Outer) and x.is_flat and y.is_flat:
-                (a, d), (b, e) = x.flat, y.flat
+            if self.factors and other.factors:
+                (a, d), (b, e) = self.factors, other.factors
                 return (a @ b.T).mul_(d @ e.T)
+            x, y = self.parts[0], other.parts[0]
             if isinstance(x, Dense) and isinstance(y, Dense):
                 return x.matrix @ y.matrix.T
         rows = min(self._block_rows, other._block_rows)
@@ -231,9 +244,8 @@ class PerSample:
 
     def add_sum_of_squares(self, to: Tensor, beta: float, alpha: float) -> None:
         """to <- beta to + alpha sum_i g_i^2 in place, `to` in the parameter's shape; one product where it can be."""
-        part = self.parts[0]
-        if len(self.parts) == 1 and isinstance(part, Outer) and part.is_flat and to.is_contiguous():
-            a, d = part.flat
+        if self.factors and to.is_contiguous():
+            a, d = self.factors
             to.view(len(to), -1).addmm_(d.square().T, a.square(), beta=beta, alpha=alpha)
         else:
             to.mul_(beta).add_(self.sum_of_squares(), alpha=alpha)
@@ -247,6 +259,13 @@ class PerSample:
         """sum_i weights_ik g_i for weights (m, k), shape (k, *parameter)."""
         k = weights.shape[1]
         return _sum(part.weighted_sum(weights).reshape(k, -1) for part in self.parts).reshape(k, *self.shape)
+
+    def total(self) -> Tensor:
+        """sum_i g_i, in the parameter's shape."""
+        if self.factors:
+            a, d = self.factors
+            return (d.T @ a).reshape(self.shape)
+        return self.weighted_sum(self._captured.new_ones(self.samples, 1))[0]
 
     def explicit(self) -> Tensor:
         """All gradients written out, (m, *parameter)."""
@@ -276,8 +295,12 @@ class PerSample:
 
     @property
     def samples(self) -> int:
+        return len(self._captured)
+
+    @property
+    def _captured(self) -> Tensor:
         part = self.parts[0]
-        return len(part.g if isinstance(part, Dense) else part.d)
+        return part.g if isinstance(part, Dense) else part.d
 
     @property
     def _block_rows(self) -> int:

@@ -29,11 +29,12 @@ from shotnoise.simulate.records import Content, Records
 from shotnoise.simulate.state import State
 from shotnoise.simulate.streams import BATCHES, INITIAL_WEIGHTS, REDRAWS, run_streams
 
-Watch = Callable[
-    [int, State], None
-]  # called after a step, or several at once, of which it sees the last; raises to stop
+# Called after a step, or several at once, of which it sees the last; raises to stop.
+Watch = Callable[[int, State], None]
 SAMPLES_BYTES = 4 * 2**20  # of a population's samples that are handed to the engine at a time
-NUMBERS_AHEAD = 2**18  # indices drawn at a time for all runs of a block
+# Indices drawn at a time for all runs of a block: few enough for the cache, but so many for each run that moving its
+# weights to the engine and back costs little beside them.
+NUMBERS_AHEAD, SAMPLES_AHEAD = 2**17, 2000
 POPULATION_AHEAD = 2**14  # numbers drawn at a time for one run of a population: fixed, since it decides the stream
 
 
@@ -111,6 +112,8 @@ class _Training:
         losses = found["minibatch_loss"]
         finite = math.isfinite(float(losses.sum()))
         for k in range(count):
+            if finite and t + k not in self.records.steps:
+                continue
             if not finite:
                 self._look_for_divergence(t + k, losses[k])
             self.records.keep(t + k, {name: found[name][k] for name in wanted if wanted[name][k]}, self.alive)
@@ -188,7 +191,10 @@ class _Indices(_Ahead):
 
     def __init__(self, plan: Plan, b: int, width: int, streams: list[np.random.Generator]) -> None:
         self.take, self.device = plan.sampling.draws(b, plan.problem.n, streams, width), plan.problem.device
-        self.steps = min(plan.steps + 1, max(16, NUMBERS_AHEAD // (len(streams) * b)))
+        worthwhile = min(SAMPLES_AHEAD // b, plan.problem.parameter_count // 5)
+        most = max(16, worthwhile, NUMBERS_AHEAD // (len(streams) * b))
+        total = plan.steps + 1
+        self.steps = math.ceil(total / math.ceil(total / most))  # parts as equal as can be: little is drawn in vain
         self.drawn, self.used = np.empty((len(streams), 0, b), np.int64), 0
 
     def ahead(self, most: int) -> Tensor:

@@ -28,8 +28,9 @@ class Records:
             name: np.full(layout.piece_shape(name, piece), np.nan if "float" in field.dtype else 0, field.dtype)
             for name, field in layout.fields.items()
         }
-        self.places = {r.name: {t: i for i, t in enumerate(r.steps or plan.recorded)} for r in plan.recorders}
         self.row = {t: i for i, t in enumerate(plan.recorded)}
+        self.places = {r.name: {t: i for i, t in enumerate(r.steps or plan.recorded)} for r in plan.recorders}
+        self.steps = {*self.row, *(t for places in self.places.values() for t in places)}  # at which anything is noted
         self.observed = [r for r in plan.recorders if r.name in observed and r is NAMED.get(r.name)]
         self.others = [r for r in plan.recorders if r not in self.observed]
         apart = [r for r in self.others if r.redraws or r.needs_before]
