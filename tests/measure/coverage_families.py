@@ -76,6 +76,18 @@ def along(p: int, *coordinates: int) -> np.ndarray:
     return unit / np.linalg.norm(unit)
 
 
+def at_random(seed: int) -> Setting:
+    """A setting that nobody chose: spectrum, direction, noise scale, samples and tails."""
+    rng = np.random.default_rng([20, seed])
+    p, m, true = (int(np.exp(rng.uniform(*np.log(ends)))) for ends in ((3, 150), (16, 300), (5, 500)))
+    spectrum = decaying(p, rng.uniform(0, 2.5))
+    tails = list(TAILS)[rng.integers(len(TAILS))]
+    towards = spectrum ** rng.uniform(-1, 1) * rng.normal(size=p)
+    if rng.random() < 1 / 3:
+        towards = along(p, int(rng.integers(p)))
+    return Setting(m, spectrum, towards / np.linalg.norm(towards), true / m, tails)
+
+
 @dataclass(frozen=True)
 class Network:
     """A network on digits after so many steps of gradient descent; "cnn" after so many of SGD."""

@@ -17,6 +17,7 @@ from coverage_families import (
     Network,
     Setting,
     along,
+    at_random,
     covers,
     decaying,
     flat,
@@ -163,6 +164,14 @@ def test_intervals_cover_the_truth_of_all_networks(network, m):
     products, true = network.draw(m, np.random.default_rng(1), 400)
     hits = covers(noise_scale(products, estimate(products), 0.95), true)
     assert within(hits, *((0.9, 1.0) if network == Network("cnn", 1500) else (0.92, 0.98))), hits.mean()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(100))
+def test_intervals_cover_in_settings_at_random(seed):
+    right, halved, _ = coverage(at_random(seed), runs=800, seed=seed)
+    assert within(right), right.mean()
+    assert not within(halved), halved.mean()
 
 
 @pytest.mark.slow
