@@ -1,6 +1,6 @@
 """Tiny problems with known answers, and slow twins written from the definitions, for the tests of `measure`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import combinations, product
 
@@ -10,6 +10,7 @@ from torch import nn
 
 import shotnoise as sn
 from shotnoise.measure.estimate import Products
+from shotnoise.measure.moments import PAIR_CHUNK, _PairMoments
 
 
 @dataclass(frozen=True)
@@ -100,12 +101,25 @@ def variance_over_batches(g: np.ndarray, b: int, *, replacement: bool) -> float:
 
 def products_of(g: np.ndarray, population: int | None = None) -> Products:
     """What `estimate` and `noise_scale` take, from written-out gradients (runs, m, p): a run in each column."""
-    g = np.asarray(g)
-    norms, along = (g**2).sum(2).T, np.einsum("rmp,rp->mr", g, g.mean(1))
-    differences = g[:, 0 : g.shape[1] // 2 * 2 : 2] - g[:, 1::2][:, : g.shape[1] // 2]
-    inner = np.einsum("rkp,rlp->rkl", differences, differences)
-    k = inner.shape[1]
-    inner[:, range(k), range(k)] = 0
-    squared = (inner**2).sum((1, 2)) / (4 * k * (k - 1))
-    cubed = ((inner @ inner) * inner).sum((1, 2)) / (8 * k * (k - 1) * (k - 2))
-    return Products(norms, along, squared, cubed, population)
+    return products_of_grams((np.asarray(each) @ np.asarray(each).T for each in g), population)
+
+
+def products_of_grams(grams: Iterable[np.ndarray], population: int | None = None) -> Products:
+    """The same from the inner products g_i . g_j, (m, m) for each run."""
+    norms, along, traces = [], [], []
+    for gram in grams:
+        norms.append(gram.diagonal())
+        along.append(gram.mean(1))
+        traces.append(pair_traces(torch.as_tensor(gram)))
+    squared, cubed = np.array(traces).T
+    return Products(np.stack(norms, 1), np.stack(along, 1), squared, cubed, population)
+
+
+def pair_traces(gram: torch.Tensor) -> tuple[float, float]:
+    """Tr Sigma^2 and Tr Sigma^3 as `measure` has them, in chunks of so many samples."""
+    moments = _PairMoments(2)
+    for start in range(0, len(gram), PAIR_CHUNK):
+        part = slice(start, start + PAIR_CHUNK)
+        moments.add(iter([gram[part, part]]))
+    squared, cubed = moments.traces()
+    return float(squared[0]), float(cubed[0])

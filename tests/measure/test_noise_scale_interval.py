@@ -1,81 +1,44 @@
 """Does the interval of the noise scale cover the truth as often as it says?
 
-The issue asks that 95 % intervals cover between 92 and 98 %. Every test here counts how often they do and rejects
-only a coverage outside [0.92, 0.98] at a false-alarm rate of 1e-4. Intervals spoilt on purpose must be rejected.
+95 % intervals should cover between 92 and 98 %. Every test here counts how often they do and rejects only a coverage
+outside [0.92, 0.98] at a false-alarm rate of 1e-4. Intervals spoilt on purpose must be rejected.
 """
 
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from measure_cases import CASES, MLP, covariance, products_of
+from coverage_families import (
+    ALARM,
+    BUDGETS,
+    FAMILIES,
+    NETWORKS,
+    Network,
+    Setting,
+    along,
+    at_random,
+    covers,
+    decaying,
+    flat,
+    trained,
+    within,
+)
+from measure_cases import CASES, MLP, products_of
 from scipy import stats
 
 import shotnoise as sn
+from shotnoise.measure import interval
 from shotnoise.measure.estimate import Estimates, Products, estimate
-from shotnoise.measure.scale import NoiseScale, noise_scale, ratio, samples_to_resolve
+from shotnoise.measure.scale import noise_scale, ratio, samples_to_resolve
 from shotnoise.results import ESTIMATED, UNRESOLVED
 
-ALARM = 1e-4
-HALVED = 2 * stats.norm.cdf(stats.norm.isf(0.025) / 2) - 1  # the confidence of an interval of half the width
+
+def two_sided(quantile: float) -> float:
+    return float(2 * stats.norm.cdf(quantile) - 1)
 
 
-@dataclass(frozen=True)
-class Setting:
-    """m gradients whose noise has `spectrum`, their mean along the unit vector `towards`; B in units of m.
-
-    share: m/n; 0 for an unlimited population.
-    """
-
-    m: int
-    spectrum: np.ndarray
-    towards: np.ndarray
-    b_over_m: float
-    tails: str = "normal"
-    share: float = 0.0
-
-    @property
-    def name(self) -> str:
-        part = f" {self.share:g} of all" if self.share else ""
-        return f"m={self.m} p={len(self.spectrum)} B/m={self.b_over_m:g} {self.tails}{part}"
-
-    def draw(self, rng: np.random.Generator, runs: int) -> tuple[Products, float]:
-        """Products with a run in each column, and the true noise scale."""
-        p = len(self.spectrum)
-        true = self.b_over_m * self.m
-        mean = np.sqrt(self.spectrum.sum() / true) * self.towards
-        noise = {
-            "normal": lambda size: rng.normal(size=size),
-            "heavy": lambda size: rng.standard_t(5, size=size) / np.sqrt(5 / 3),
-            "skew": lambda size: rng.exponential(size=size) - 1,
-        }[self.tails]
-        if not self.share:
-            return products_of(noise((runs, self.m, p)) * np.sqrt(self.spectrum) + mean), true
-        n = round(self.m / self.share)
-        whole = noise((n, p)) * np.sqrt(self.spectrum)
-        whole += mean - whole.mean(0)
-        drawn = np.stack([whole[rng.choice(n, self.m, replace=False)] for _ in range(runs)])
-        return products_of(drawn, n), float(np.trace(covariance(whole)) / (mean @ mean))
-
-
-def flat(p):
-    return np.ones(p)
-
-
-def decaying(p):
-    return 1 / np.arange(1, p + 1)
-
-
-def along(p, *coordinates):
-    unit = np.zeros(p)
-    unit[list(coordinates) or range(p)] = 1
-    return unit / np.linalg.norm(unit)
-
-
-def covers(found: NoiseScale, true: float) -> np.ndarray:
-    return (found.low <= true) & (true <= found.high)
+HALVED = two_sided(stats.norm.isf(0.025) / 2)  # the confidence of an interval of half the width
 
 
 def coverage(setting: Setting, runs: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -94,14 +57,6 @@ def without_quadratic_term(products: Products, estimates: Estimates, true: float
     along_gradient = setting.towards @ (setting.spectrum * setting.towards)
     variance = 4 * products.unseen * along_gradient * estimates.values[1] / true / products.samples
     return np.abs(estimates.values[2] - estimates.values[1] / true) <= 1.96 * np.sqrt(variance)
-
-
-def within(hits: np.ndarray, low: float = 0.92, high: float = 0.98) -> bool:
-    """Is this number of hits compatible with a coverage between `low` and `high`?"""
-    count, runs = int(hits.sum()), len(hits)
-    too_few = stats.binom.cdf(count, runs, low) < ALARM / 2
-    too_many = stats.binom.sf(count - 1, runs, high) < ALARM / 2
-    return not (too_few or too_many)
 
 
 def test_the_judge_can_tell():
@@ -144,61 +99,100 @@ def test_intervals_cover_as_promised_in_many_settings(setting):
     assert not within(halved), halved.mean()
 
 
+QUIET = Setting(128, decaying(50, 2), along(50, 20), 15 / 128)
+
+
+def test_a_gradient_in_a_quiet_direction_is_not_covered_too_often(monkeypatch):
+    """Nor when the noise along it is not asked for, but taken to be as large as it may be: that must be rejected."""
+    products, true = QUIET.draw(np.random.default_rng(0), 600)
+    estimates = estimate(products)
+    right = covers(noise_scale(products, estimates, 0.95), true)
+    assert within(right), right.mean()
+    monkeypatch.setattr(interval, "noise_along_gradient", lambda known, s: np.full_like(s, known.tau))
+    typical = covers(noise_scale(products, estimates, 0.95), true)
+    assert not within(typical) and typical.mean() > 0.98, typical.mean()
+
+
+UNEVEN = Setting(40, decaying(60, 1.5), along(60), 10 / 40, "uneven")
+
+
+def test_samples_of_uneven_scale_are_not_covered_too_seldom(monkeypatch):
+    """A few large samples make T, and by it all variances; without the correction for that, misses are too many."""
+    products, true = UNEVEN.draw(np.random.default_rng(1), 1500)
+    estimates = estimate(products)
+    right = covers(noise_scale(products, estimates, 0.95), true)
+    assert within(right), right.mean()
+    monkeypatch.setattr(interval, "MOST_RAISED", 1.0)
+    plain = covers(noise_scale(products, estimates, 0.95), true)
+    assert not within(plain) and plain.mean() < 0.92, plain.mean()
+
+
+@pytest.mark.parametrize("confidence", [0.68, 0.9, 0.99])
+def test_other_confidences(confidence):
+    """As far from what is asked, in quantiles of the normal distribution, as 92 and 98 % are from 95 %."""
+    products, true = Setting(128, decaying(50), along(50), 1.0).draw(np.random.default_rng(2), 400)
+    estimates, quantile = estimate(products), stats.norm.isf((1 - confidence) / 2)
+    low, high = (two_sided(quantile * stats.norm.isf((1 - c) / 2) / stats.norm.isf(0.025)) for c in (0.92, 0.98))
+    assert within(covers(noise_scale(products, estimates, confidence), true), low, high)
+    assert not within(covers(noise_scale(products, estimates, two_sided(quantile / 2)), true), low, high)
+
+
+@pytest.mark.parametrize("network", [Network("linear", 0), Network("mlp", 300)], ids=str)
+def test_intervals_cover_the_truth_of_networks(network):
+    products, true = network.draw(64, np.random.default_rng(0), 400)
+    estimates = estimate(products)
+    assert within(covers(noise_scale(products, estimates, 0.95), true))
+    assert not within(covers(noise_scale(products, estimates, HALVED), true))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
-@pytest.mark.parametrize("tails", ["normal", "skew"])
-def test_a_gradient_in_a_quiet_direction_is_covered_too_often_rather_than_too_seldom(scale, tails):
-    """Known weakness: nothing but the noise along the other directions bounds the interval, which is too wide."""
-    setting = Setting(128, np.append(decaying(20), 1e-3), along(21, 20), scale, tails)
-    right, _, _ = coverage(setting, runs=1000)
-    assert within(right, 0.92, 1.0), right.mean()
-
-
-def end_to_end(problem, truth, samples, seeds, confidence=0.95):
-    found = [sn.measure(problem, [1], samples=samples, seed=seed, confidence=confidence) for seed in range(seeds)]
-    low, high = (np.array([float(f[f"noise_scale_{end}"]) for f in found]) for end in ("low", "high"))
-    return (low <= truth) & (truth <= high)
-
-
-def trained_digits(steps: int, hidden: tuple[int, ...] = ()) -> sn.Problem:
-    data = sn.datasets.load("digits")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        sizes = (data.inputs[0].numel(), *hidden, data.classes)
-        layers = [torch.nn.Linear(a, b) for a, b in pairwise(sizes)]
-        model = torch.nn.Sequential(torch.nn.Flatten(), *[part for x in layers for part in (x, torch.nn.Tanh())][:-1])
-    for _ in range(steps):
-        loss = torch.nn.functional.cross_entropy(model(data.inputs), data.targets)
-        for p, g in zip(model.parameters(), torch.autograd.grad(loss, list(model.parameters())), strict=True):
-            p.data -= 0.1 * g
-    return sn.Problem(model, "cross_entropy", data.inputs, data.targets)
-
-
-def test_intervals_cover_the_truth_of_a_real_model():
-    problem = trained_digits(steps=0)
-    truth = float(sn.measure(problem, [1])["noise_scale"])
-    assert within(end_to_end(problem, truth, 128, 160))
-    assert not within(end_to_end(problem, truth, 128, 160, HALVED))
-
-
-def test_intervals_of_a_trained_model_do_not_cover_too_seldom():
-    """Known weakness: after training the gradient is in quiet directions, and 95 % intervals cover more than 98 %."""
-    problem = trained_digits(steps=200)
-    truth = float(sn.measure(problem, [1])["noise_scale"])
-    assert within(end_to_end(problem, truth, 256, 120), high=1.0)
-    assert not within(end_to_end(problem, truth, 256, 120, confidence=0.4), high=1.0)
+@pytest.mark.parametrize("m", BUDGETS)
+@pytest.mark.parametrize("true", [30, 200])
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_intervals_cover_in_all_families(family, true, m):
+    spectrum, towards, tails = FAMILIES[family]
+    right, halved, _ = coverage(Setting(m, spectrum, towards, true / m, tails), runs=600, seed=2)
+    assert within(right), right.mean()
+    assert not within(halved), halved.mean()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("hidden", [(), (16,)], ids=["softmax", "mlp"])
-@pytest.mark.parametrize("steps", [0, 30, 300])
-@pytest.mark.parametrize("samples", [32, 128, 512])
-def test_intervals_cover_the_truth_of_real_models(hidden, steps, samples):
-    """Between 92 and 98 % at the start; after training, or from 32 samples, only not too seldom (see above)."""
-    problem = trained_digits(steps, hidden)
+@pytest.mark.parametrize("m", [*BUDGETS, 1024])
+@pytest.mark.parametrize("network", NETWORKS, ids=str)
+def test_intervals_cover_the_truth_of_all_networks(network, m):
+    """The last, where one sample in 1,797 carries a twelfth of the noise, is the known exception: 90 to 100 %."""
+    products, true = network.draw(m, np.random.default_rng(1), 400)
+    hits = covers(noise_scale(products, estimate(products), 0.95), true)
+    assert within(hits, *((0.9, 1.0) if network == Network("cnn", 1500) else (0.92, 0.98))), hits.mean()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(100))
+def test_intervals_cover_in_settings_at_random(seed):
+    right, halved, _ = coverage(at_random(seed), runs=800, seed=seed)
+    assert within(right), right.mean()
+    assert not within(halved), halved.mean()
+
+
+@pytest.mark.slow
+def test_a_gradient_along_one_direction_of_middling_noise_is_covered_too_seldom():
+    """Known weakness, where it is largest: 91 %. The noise along it and A err together less than is assumed."""
+    right, _, _ = coverage(Setting(128, decaying(60, 1.5), along(60, 4), 10 / 128), runs=2000)
+    assert within(right, 0.9, 0.98), right.mean()
+
+
+@pytest.mark.parametrize("network", [Network("linear", 0), Network("linear", 200)], ids=str)
+def test_intervals_of_measure_cover(network):
+    problem, samples = trained(network), 128
     truth = float(sn.measure(problem, [1])["noise_scale"])
-    hits = end_to_end(problem, truth, samples, 600)
-    assert within(hits, high=0.98 if steps == 0 and samples > 32 else 1.0), hits.mean()
+
+    def hits(confidence: float, runs: int) -> np.ndarray:
+        found = [sn.measure(problem, [1], samples=samples, seed=seed, confidence=confidence) for seed in range(runs)]
+        low, high = (np.array([float(f[f"noise_scale_{end}"]) for f in found]) for end in ("low", "high"))
+        return (low <= truth) & (truth <= high)
+
+    assert within(hits(0.95, 150))
+    assert not within(hits(0.4, 60))
 
 
 def test_a_gradient_that_cannot_be_seen_is_said_to_be_so():
