@@ -10,6 +10,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -336,12 +337,17 @@ def provenance(problem: Problem) -> dict[str, Any]:
         "dtype": str(problem.dtype).removeprefix("torch."),
         "device": str(problem.device),
         **problem.fingerprints(),
-        "shotnoise_version": version("shotnoise"),
+        "shotnoise_version": _own_version(),
         "torch_version": torch.__version__,
         "numpy_version": np.__version__,
         "python_version": platform.python_version(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+@cache  # reading the package's metadata takes a millisecond
+def _own_version() -> str:
+    return version("shotnoise")
 
 
 def along_steps(parts: Sequence[tuple[int, xr.Dataset]], attributes: Mapping[str, Any]) -> xr.Dataset:
