@@ -27,7 +27,7 @@ from shotnoise.named import square
 from shotnoise.per_sample.structure import PerSample
 
 TOLERANCE = 512  # epsilons of estimated relative error up to which Gram matrices are trusted: 6e-5 in float32
-BLOCK = 64  # columns of a Gram matrix at a time, of which only the upper triangle is needed
+BLOCK = 32  # columns of a Gram matrix at a time, of which only the upper triangle is needed
 WORTH = 10**7  # multiplications to be saved at least: handling the matrices costs about as much
 
 
