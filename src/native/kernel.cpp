@@ -202,7 +202,7 @@ class Block {
     Index fresh[L];
     for (int l = 0; l < L; ++l) {
       const Index run = first + (l < runs ? l : 0);
-      drawn[l] = job.indices + run * job.index_run + t * job.index_step + start;
+      drawn[l] = job.indices ? job.indices + run * job.index_run + t * job.index_step + start : nullptr;
       fresh[l] = (run * job.steps + t) * job.batch + start;
     }
     for (Index s = 0; s < m; ++s) {
