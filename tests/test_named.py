@@ -22,3 +22,11 @@ def test_one_running_sum_in_single_precision_would_not_do():
 def test_any_shape_and_no_entry_at_all():
     assert square(torch.ones(3, 5, 7).transpose(0, 2)) == pytest.approx(105, rel=1e-6)
     assert square(torch.ones(0)) == 0
+
+
+@pytest.mark.parametrize("count", [500, 5000])
+def test_squares_too_large_for_single_precision_are_squares_all_the_same(count):
+    vector = torch.full((count,), 1e19)
+    assert float(vector.square().sum()) == float("inf") > square(vector)
+    assert square(vector) == pytest.approx(count * 1e38, rel=1e-6)
+    assert square(torch.tensor([1.0, float("inf")])) == float("inf")

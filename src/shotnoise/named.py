@@ -1,5 +1,6 @@
 """Vectors in weight space as one tensor per parameter, by name."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -22,11 +23,12 @@ def square(tensor: Tensor) -> float:
     """||tensor||^2, rounded like a sum of a thousand numbers: one running sum of millions loses digits in float32."""
     flat = tensor.reshape(-1)
     if flat.numel() <= ROW:
-        return float(torch.linalg.vector_norm(flat).double().square())
+        return float(flat.double().square().sum())
     rows = flat[: flat.numel() // ROW * ROW].view(-1, ROW)
     rest = flat[rows.numel() :]
     by_row = torch.cat([torch.linalg.vector_norm(rows, dim=1), torch.linalg.vector_norm(rest).reshape(1)])
-    return float(by_row.double().square().sum())
+    found = float(by_row.double().square().sum())
+    return found if math.isfinite(found) else float(flat.double().square().sum())  # only the squares may be too large
 
 
 class Sum:

@@ -259,8 +259,7 @@ class Problem:
 
         with_gradient=False leaves `Chunk.gradient` empty and saves about a third of the work; sparing: parameters that
         it does without; at_most bounds the number of samples per chunk. check=False is for who looks at all norms and
-        at the norm of the sum anyway: it
-        leaves out the search for gradients that are not finite.
+        at the norm of the sum anyway: it leaves out the search for gradients that are not finite.
         """
         findings = self._findings
         size = self._chunk_size_for(findings)

@@ -207,6 +207,14 @@ def test_tiny_and_huge_output_gradients(of_a, of_d):
     assert (from_gram(a, d, bias=True)[1] == 0) == (of_d == 1e-24)
 
 
+def test_terms_may_be_finite_where_their_sum_overflows():
+    """Norms of 1e38 are numbers of single precision; the sum over 40 samples is not, and the gradient's square is a double."""
+    a, d = torch.ones(40, 30), torch.full((40, 20), 4e17)
+    norms, found = norms_and_square(layer(a, d, bias=True))
+    assert norms.isfinite().all() and from_gram(a, d, bias=True)[1] == float("inf")
+    assert found == pytest.approx(true_square(a, d, bias=True), rel=1e-5, abs=0)
+
+
 def test_a_gradient_that_is_not_finite_is_named():
     problem = mlp()
     with torch.no_grad():

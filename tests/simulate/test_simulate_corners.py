@@ -205,3 +205,24 @@ def test_names_that_are_taken_are_refused(name):
     problem = sn.Problem(seeded(lambda: nn.Linear(3, 2)), "mse", *data())
     with pytest.raises(InputError):
         sn.simulate(problem, SGD(0.1), 2, 2, 3, record={name: lambda s: s.losses})
+
+
+def test_what_is_drawn_ahead_for_a_small_batch_is_bounded_by_the_largest_that_shares_its_numbers(monkeypatch):
+    taken, draws = [], sn.sampling.WithReplacement.draws
+
+    def noted(self, b, n, streams, width=None):
+        take = draws(self, b, n, streams, width)
+
+        def counted(steps):
+            taken.append(steps * (width or b) * len(streams))
+            return take(steps)
+
+        return counted
+
+    monkeypatch.setattr(sn.sampling.WithReplacement, "draws", noted)
+    problem = sn.Problem(nn.Linear(3, 2).double(), "mse", *data())
+    sn.simulate(
+        problem, SGD(0.01), [1, 500], 600, 2, sampling=sn.sampling.WithReplacement(), common_random_numbers=True,
+        record="loss", every=600, workers=1,
+    )  # fmt: skip
+    assert 0 < max(taken) <= 2**17

@@ -18,7 +18,7 @@ minimum and with repeated samples, the errors found against double precision are
 """
 
 from collections.abc import Sequence
-from math import prod
+from math import inf, prod
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ def norms_and_square(layer: Sequence[PerSample]) -> tuple[Tensor, float]:
     factors = layer[0].factors
     if factors is not None and (len(layer) == 1 or (len(layer) == 2 and layer[1].consists_of(factors[1]))):
         norms, total, error = from_gram(*factors, bias=len(layer) == 2)
-        if error <= TOLERANCE * torch.finfo(norms.dtype).eps * total:
+        if total < inf and error <= TOLERANCE * torch.finfo(norms.dtype).eps * total:  # finite terms may sum to inf
             return norms, total
     norms = torch.stack([gradients.squared_norms() for gradients in layer]).sum(0)
     return norms, sum(square(gradients.total()) for gradients in layer)

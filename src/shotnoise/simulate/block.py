@@ -191,8 +191,8 @@ class _Indices(_Ahead):
 
     def __init__(self, plan: Plan, b: int, width: int, streams: list[np.random.Generator]) -> None:
         self.take, self.device = plan.sampling.draws(b, plan.problem.n, streams, width), plan.problem.device
-        worthwhile = min(SAMPLES_AHEAD // b, plan.problem.parameter_count // 5)
-        most = max(16, worthwhile, NUMBERS_AHEAD // (len(streams) * b))
+        worthwhile = min(SAMPLES_AHEAD // width, plan.problem.parameter_count // 5)
+        most = max(16, worthwhile, NUMBERS_AHEAD // (len(streams) * width))
         total = plan.steps + 1
         self.steps = math.ceil(total / math.ceil(total / most))  # parts as equal as can be: little is drawn in vain
         self.drawn, self.used = np.empty((len(streams), 0, b), np.int64), 0
