@@ -50,10 +50,15 @@ def teacher() -> sn.TeacherStudent:
     return sn.TeacherStudent(student, torch.randn(128, 64) / 8)
 
 
-def flops_per_step(problem: sn.Problem, b: int) -> int:
-    """6 b S - 2 b S_1: S weights in the matrices, of which S_1 in the first, whose inputs need no gradient."""
+def flops_per_step(problem: sn.Problem, b: int) -> dict[str, int]:
+    """Of a training step with S weights in matrices, S_1 of them in the first, and P parameters, by two counts.
+
+    needed: 6 b S - 2 b S_1, the three products of each layer except the gradient at the inputs of the network.
+    usual:  6 b S + 2 P, as the cost of training is commonly put: that gradient counts too, and so does the update.
+    """
     sizes = [p.numel() for p in problem.parameters.values() if p.ndim == 2]
-    return 6 * b * sum(sizes) - 2 * b * sizes[0]
+    products = 6 * b * sum(sizes)
+    return {"needed": products - 2 * b * sizes[0], "usual": products + 2 * problem.parameter_count}
 
 
 def gauss_plan(problem: sn.Problem, runs: int, steps: int, engine: str, b: int = BATCH, **options: Any) -> Plan:

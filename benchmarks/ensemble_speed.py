@@ -23,7 +23,7 @@ from ensemble_cases import (
     layers,
     whole,
 )
-from ensemble_timing import Maker, Work, at_best_chunks, sgemm_gflops, timed
+from ensemble_timing import Maker, Work, at_best_chunks, beside_sgemm, timed
 
 STEPS, FEW_STEPS = 200, 20  # of a timed call, and of one of the slower methods
 LOOP_RUNS, LOOP_STEPS = 8, 40
@@ -55,11 +55,10 @@ def speed(rounds: int) -> dict[str, Any]:
         LOOP_RUNS * LOOP_STEPS,
     )
     return {
-        "rows": timed(works, rounds),
+        **beside_sgemm(works, rounds),
         "largest_difference": difference,
         "batch": BATCH,
         "flops_per_run_step": flops_per_step(problem, BATCH),
-        "sgemm_gflops": sgemm_gflops(),
     }
 
 
@@ -74,10 +73,9 @@ def larger(rounds: int) -> dict[str, Any]:
         **{f"JAX {form}": partial(given_work, runs, runs.given(form), steps, b=LARGER_BATCH) for form in GIVEN},
     }
     return {
-        "rows": timed(at_best_chunks(makers), rounds),
+        **beside_sgemm(at_best_chunks(makers), rounds),
         "batch": LARGER_BATCH,
         "flops_per_run_step": flops_per_step(problem, LARGER_BATCH),
-        "sgemm_gflops": sgemm_gflops(),
     }
 
 

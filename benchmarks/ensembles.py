@@ -87,14 +87,14 @@ def speed_table(found: dict[str, Any]) -> Table:
         "median",
         "x shotnoise",
         "of sgemm",
+        "(needed)",
         "",
     )
     rows = found["rows"]
     own = next(iter(rows.values()))["us"]
     for name, row in rows.items():
-        share = (
-            found["flops_per_run_step"] / row["us"] / 1e3 / found["sgemm_gflops"] if "sgemm_gflops" in found else None
-        )
+        flops = found.get("flops_per_run_step", {})
+        share = {count: number / row["us"] / 1e3 / found["sgemm_gflops"] for count, number in flops.items()}
         shown.add_row(
             name,
             str(row["runs"] or 1),
@@ -102,8 +102,8 @@ def speed_table(found: dict[str, Any]) -> Table:
             f"{row['us']:.2f}",
             f"{row['us_median']:.2f}",
             f"{row['us'] / own:.2f}",
-            "" if share is None else f"{share:.1%}",
-            _speed_target(name, found, own, share),
+            *(f"{share[count]:.1%}" if share else "" for count in ("usual", "needed")),
+            _speed_target(name, found, own, share.get("usual")),
         )
     return shown
 
@@ -111,7 +111,7 @@ def speed_table(found: dict[str, Any]) -> Table:
 def _speed_target(name: str, found: dict[str, Any], own: float, share: float | None) -> str:
     """Of the machine's products, at the plain loop, and for small batches at the fastest of JAX's transformations."""
     rows = found["rows"]
-    if name.startswith("its kernel"):
+    if name in ("shotnoise, native engine", "its kernel, batches given"):
         return "" if share is None else _verdict(share, least=TARGETS["sgemm"])
     transformed = [form for form in ("JAX vmap", "JAX runs outside") if form in rows]
     if found["batch"] < 10 and name == min(transformed, key=lambda form: rows[form]["us"]):
