@@ -1,5 +1,7 @@
 """Propagation on populations: against the exact coefficient of 1/b of Gaussian networks, in standard errors."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch import nn
 import shotnoise as sn
 from shotnoise.errors import InputError
 from shotnoise.predict.propagation.path import Path
-from shotnoise.predict.propagation.validity import _at
+from shotnoise.predict.propagation.validity import noise_trace
 
 LIMIT = 4.5  # standard errors; below 1e-5 for one number
 RATE = 0.05
@@ -73,15 +75,32 @@ def test_the_noise_is_about_the_mean_at_the_weights_of_the_moment():
         return sum(float(p.coefficients[1]) for p in found)
 
     for weights, stale in (((1.0, 2.0), False), ((1.5, 1.0), True)):
-        draws = np.array([
-            _at(path, torch.tensor(weights, dtype=torch.float64), seed)[0] for seed in range(60)
-        ])  # fmt: skip
+        path.problem.place(torch.tensor(weights, dtype=torch.float64))
+        gradient = path.problem.flatten(path.problem.gradient())
+        draws = np.array([noise_trace(path, gradient, seed) for seed in range(60)])
         mean, error = draws.mean(), draws.std(ddof=1) / np.sqrt(len(draws))
         assert abs(mean - exact(weights)) < LIMIT * error
         here = path.problem.flatten(path.problem.gradient()).square().sum()
         at_start = path.gradient.square().sum()
         shift = float(here - at_start) if stale else float(here)  # a mean of other weights, or none
         assert abs(mean + shift - exact(weights)) > LIMIT * error
+
+
+def test_the_next_order_of_a_linear_student_is_exact_on_average(monkeypatch):
+    """One layer: second moments of the weights are all that the variance asks for, so runs of any batch size obey them."""
+    monkeypatch.setattr(sys.modules["shotnoise.predict.propagation.validity"], "PAIRS", 400)
+    student, teacher, b = np.array([[0.3, -0.2]]), np.array([[1.0, 0.5]]), 32
+    model = nn.Linear(2, 1, bias=False).double()
+    with torch.no_grad():
+        model.weight.copy_(torch.from_numpy(student))
+    population = sn.TeacherStudent(model, torch.from_numpy(teacher))
+    law = sn.predict.propagation(population, None, RATE, 3, [b], probes=400).isel(batch_size=0)
+    polynomial = sn.predict.networks.gradient_variance_polynomial([student], teacher, RATE, 3, 0)
+    leading = float(polynomial.coefficients[1])
+    missed = float(polynomial(b)) * b / leading - 1
+    found, error = float(law["next_order"]), float(law["next_order_stderr"])
+    assert abs(found - missed) < LIMIT * error
+    assert not abs(found) < LIMIT * error and not abs(found - 2 * missed) < LIMIT * error
 
 
 def test_it_says_what_it_rests_on(setting):

@@ -6,14 +6,14 @@ both in units of kappa and from 0: covariance of the weights, and by how much th
 expected loss rises by kappa (g . shift + tr(H P) / 2).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from shotnoise.predict.propagation.path import Array, Path, Row, estimated
+from shotnoise.predict.propagation.path import Array, Drawn, Path, Row, estimated
 from shotnoise.problem import Problem
 
 
@@ -22,7 +22,6 @@ class Spread(Protocol):
 
     def look(self, path: Path) -> Row: ...
     def move(self, path: Path, rate: float) -> None: ...
-    def deviations(self, count: int, rng: np.random.Generator) -> Tensor: ...
 
 
 @dataclass
@@ -32,7 +31,7 @@ class Covariance:
     P: Tensor
     shift: Tensor | None
     hessian: Tensor | None = None
-    centred: Tensor | None = None
+    centred: Tensor | None = None  # gradients of the samples at the last move, (n, p)
 
     @classmethod
     def start(cls, problem: Problem, expected_loss: bool) -> "Covariance":
@@ -59,12 +58,8 @@ class Covariance:
         jacobian = torch.eye(len(self.P), dtype=torch.float64) - rate * self.hessian
         if self.shift is not None:
             self.shift = jacobian @ self.shift - rate / 2 * self._third_derivative(path)
-        centred = path.samples().double().cpu()
+        self.centred = centred = path.samples().double().cpu()
         self.P = jacobian @ self.P @ jacobian.T + rate**2 * centred.T @ centred / len(centred)
-
-    def deviations(self, count: int, rng: np.random.Generator) -> Tensor:
-        roots = self._roots()
-        return torch.from_numpy(rng.normal(size=(count, len(roots)))) @ roots
 
     def _roots(self) -> Tensor:
         """R (r, p) with R^T R = P."""
@@ -94,6 +89,7 @@ class Probes:
     rng: np.random.Generator
     products: Tensor | None = None
     bent: Tensor | None = None  # what the shifts move by, in units of the learning rate
+    drawn: Drawn = field(init=False, repr=False)  # for the last move
 
     @classmethod
     def start(cls, problem: Problem, count: int, seed: int, expected_loss: bool) -> "Probes":
@@ -127,7 +123,5 @@ class Probes:
         if self.shift is not None:
             assert self.bent is not None
             self.shift = self.shift - rate * self.bent
-        self.delta = self.delta - rate * self.products - rate * path.draws(self.rng, len(self.delta))
-
-    def deviations(self, count: int, rng: np.random.Generator) -> Tensor:
-        return self.delta[:count]
+        self.drawn = path.draw(self.rng, len(self.delta))
+        self.delta = self.delta - rate * (self.products + path.centred(*self.drawn))

@@ -19,6 +19,7 @@ from shotnoise.problem import Problem
 
 Array = NDArray[Any]
 NOISE_SAMPLES = 1024  # fresh ones that estimate the noise of a population at a step
+Drawn = tuple[Problem, Tensor]  # which samples, and of which problem: its model is the path's own
 Row = dict[str, Array]  # what is found at one step; by layer, all of them together last, or a number
 
 
@@ -84,13 +85,13 @@ class Path:
 
     def samples(self) -> Tensor:
         """Per-sample gradients of all samples, centred by the full one, (n, p)."""
-        return self._centred(self.problem, None)
+        return self.centred(self.problem, None)
 
-    def draws(self, rng: np.random.Generator, count: int) -> Tensor:
-        """Those of samples drawn with replacement, or fresh, (count, p)."""
+    def draw(self, rng: np.random.Generator, count: int) -> Drawn:
+        """Samples drawn with replacement, or fresh."""
         if self.population is None:
-            return self._centred(self.problem, torch.as_tensor(rng.integers(self.problem.n, size=count)))
-        return self._centred(self._fresh(rng, count), None)
+            return self.problem, torch.as_tensor(rng.integers(self.problem.n, size=count))
+        return self._fresh(rng, count), torch.arange(count)
 
     def noise(self, rng: np.random.Generator, gradient: Tensor) -> tuple[Array, Array | None]:
         """tr Sigma by layer, and of all; with its standard error where it is estimated from fresh samples.
@@ -108,7 +109,8 @@ class Path:
         assert self.population is not None
         return self.problem.on(*self.population.finish(*self.population.draw(rng, count)))
 
-    def _centred(self, problem: Problem, indices: Tensor | None) -> Tensor:
+    def centred(self, problem: Problem, indices: Tensor | None) -> Tensor:
+        """Those of some samples, (m, p)."""
         named = problem.per_sample_gradients(indices)
         return torch.cat([named[name].flatten(1) for name in problem.parameters], 1) - self.gradient
 

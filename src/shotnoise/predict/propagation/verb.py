@@ -25,7 +25,7 @@ from shotnoise.predict.propagation.amplitudes import Amplitudes
 from shotnoise.predict.propagation.first_order import Covariance, Probes
 from shotnoise.predict.propagation.path import Array, Path, Row
 from shotnoise.predict.propagation.second_order import SecondOrder
-from shotnoise.predict.propagation.validity import displaced, valid_from
+from shotnoise.predict.propagation.validity import beside, valid_from
 from shotnoise.problem import Problem
 from shotnoise.sampling import CyclicEpochs, Online, ReshuffledEpochs, Sampling, WithReplacement
 
@@ -70,14 +70,16 @@ def propagation(
     kappa_3 the factor for third moments of a batch mean (1/b^2 with replacement). Without replacement all terms left
     out are of order 1/b^3 whatever b / n; those left out by order=1 are then of order kappa / n too, not kappa^2.
 
-    `next_order` (batch_size): the next order relative to the first at the last step, with its standard error. With
-    order=2 it is that of the gradient's variance. With order=1 it is only the part that is made at the last step, from
-    noise and gradient at pairs of weights displaced as this law predicts; what has gathered before is not in it, so
-    where it matters ask for order=2. The attribute `valid_from` is the smallest batch size given from which on it is
-    within 10 %, and 0 where there is none.
+    `next_order` (batch_size): what the first order leaves out of the gradient's variance at the last step, relative to
+    it, with its standard error. With order=2 it is the second order; with order=1 what pairs of trainings show beyond
+    it (32 where the covariance is followed, else 6), whose noise has the covariances of a batch of that size and
+    opposite signs within a pair: all orders, but for third moments. Infinite where such a training diverges. The
+    attribute `valid_from` is the smallest batch size given from which on it is within 10 %, two standard errors
+    included, and 0 where there is none.
 
-    Cost per step: a pass for the noise and, with probes, as many Hessian-vector products, which share their first
-    passes; without, as many as there are parameters. The second order of p weights costs p^2 backward passes and p^4
+    Cost per step: a pass for the noise, 12 gradients for each batch size (and as many times the memory of the weights)
+    and, with probes, as many Hessian-vector products, which share their first passes; without, as many as there are
+    parameters. The second order of p weights costs p^2 backward passes and p^4
     operations, or thirteen gradients per probe. Raises InputError for what does not fit, NonFiniteError where
     the path diverges. Source: theory of small noise; exact coefficient of 1/b for any twice differentiable model.
 
@@ -113,10 +115,18 @@ def propagation(
     dense = probes is None and p <= DENSE and not population
     count = PROBES if probes is None else probes
     spread = Covariance.start(inner, expected_loss) if dense else Probes.start(inner, count, seed, expected_loss)
-    followed: list[Any] = [spread]
+    factors = {
+        "leading": np.array([sampling.variance_factor(b, n) for b in batch_sizes]),
+        "skewness": np.array([sampling.third_moment_factor(b, n) for b in batch_sizes]),
+    }
+    factors["second"] = factors["leading"] ** 2
     exact = probes is None and p <= DENSE_SECOND
-    if order == 2:
-        followed.append(SecondOrder.start(inner) if exact else Amplitudes.start(path, count, seed))
+    beyond: Any
+    if order == 1:
+        beyond = beside(path, spread, factors["leading"], seed)
+    else:
+        beyond = SecondOrder.start(inner) if exact else Amplitudes.start(path, count, seed)
+    followed: list[Any] = [spread, beyond]
     rows = []
     for t in range(len(rates) + 1):
         rows.append(_look(path, followed, np.random.default_rng([seed, 3, t])))
@@ -125,18 +135,12 @@ def propagation(
                 each.move(path, float(rates[t]))
             path.move(float(rates[t]))
     found = {name: np.array([row[name] for row in rows]) for name in rows[0]}
-    factors = {
-        "leading": np.array([sampling.variance_factor(b, n) for b in batch_sizes]),
-        "skewness": np.array([sampling.third_moment_factor(b, n) for b in batch_sizes]),
-    }
-    factors["second"] = factors["leading"] ** 2
     variables: dict[str, Any] = {"gradient_descent_loss": ("step", found.pop("gradient_descent_loss"))}
     variables |= _combined(found, factors, variables["gradient_descent_loss"][1])
-    if order == 2:
-        change, error = _ratio(found, factors)
+    if order == 1:
+        change, error = beyond.missed(path, float(found["gradient_variance_leading"][-1, -1]), seed)
     else:
-        leading = float(found["gradient_variance_leading"][-1, -1])
-        change, error = displaced(path, spread, factors["leading"], leading, seed)
+        change, error = _ratio(found, factors)
     variables |= {"next_order": ("batch_size", change), "next_order_stderr": ("batch_size", error)}
     sizes, probed = np.asarray(batch_sizes, np.int64), not dense or (order == 2 and not exact)
     attributes = {
