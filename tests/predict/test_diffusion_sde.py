@@ -263,6 +263,41 @@ def test_adaptive_methods_tend_to_their_diffusions(rule):
     assert not within(off.mean(0), error, w.numpy().mean(0))
 
 
+def adaptive_weak_error(rule, eta, scale=1.0, runs=20_000, substeps=8):
+    """E w at time 1, method less equation, by the same noise; its variance 1 + tanh(w) / 2 over eta^2, times scale."""
+
+    def noise(scale):
+        return df.Landscape(1, lambda w: w, lambda w: (scale / eta**2 * (1 + 0.5 * torch.tanh(w)))[:, :, None])
+
+    own, fast, slow = noise(1.0), 1 - 8 * eta**2, 1 - 2 * eta**2
+    averages, generator = rule == "adam", torch.Generator().manual_seed(0)
+    sde = df.adam(noise(scale), eta, 1, (fast, slow)) if averages else df.rmsprop(noise(scale), eta, 1, slow)
+    w = torch.ones(runs, 1, dtype=torch.float64)
+    state, m, v = sde.start(w), torch.zeros_like(w), torch.zeros_like(w) if averages else own.covariance(w)[:, 0]
+    for k in range(round(1 / eta**2)):
+        z = torch.randn(substeps, runs, 1, dtype=torch.float64, generator=generator)
+        for j, each in enumerate(z):
+            state = state + sde.increment((k + j / substeps) * eta**2, state, eta**2 / substeps, each)
+        together = z.sum(0) / substeps**0.5
+        g = w + own.covariance(w)[:, 0].sqrt() * (together if averages else -together)  # as each equation has its sign
+        m, v = fast * m + (1 - fast) * g, slow * v + (1 - slow) * g**2
+        if averages:
+            w = w - eta * (m / (1 - fast ** (k + 1))) / (v / (1 - slow ** (k + 1))).sqrt()
+        else:
+            w = w - eta * g / v.sqrt()
+    apart = w - state[:, :1]
+    return float(apart.mean()), float(apart.std() / runs**0.5)
+
+
+@pytest.mark.parametrize("rule", ["rmsprop", "adam"])
+def test_adaptive_methods_tend_to_their_diffusions_as_eta_squared(rule):
+    """Weak order 1 in the time eta^2 of a step, where the noise grows as 1/eta; with a fifth more of it, none."""
+    coarse, fine = adaptive_weak_error(rule, 0.2), adaptive_weak_error(rule, 0.1)
+    assert all(abs(mean) > ALARM * error for mean, error in (coarse, fine))
+    assert 1.3 < np.log2(coarse[0] / fine[0]) < 2.7
+    assert abs(adaptive_weak_error(rule, 0.1, scale=1.2)[0]) > abs(coarse[0])
+
+
 def test_amplified_sgd_has_the_gradient_and_the_noise_it_should():
     """By enumeration of both batches: mean gradient, and l times the covariance."""
     each = np.array([1.0, -0.5, 2.0])

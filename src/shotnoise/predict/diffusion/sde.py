@@ -188,7 +188,8 @@ def rmsprop(
 ) -> RMSProp:  # fmt: skip
     """RMSProp as a diffusion in time t = k eta^2; u = v / s_f starts at diag Sigma.
 
-    The gradient's own square is left out of u: noise must dominate, s_f diag Sigma >> (grad L)^2.
+    The gradient's own square is left out of u: noise must dominate, s_f diag Sigma >> (grad L)^2. Where its standard
+    deviation grows as 1/eta the weak error is O(eta^2).
     """
     place, setting = placed(landscape, learning_rate, batch_size, 0.0, sampling)
     _decay("alpha", alpha)
@@ -200,7 +201,10 @@ def adam(
     landscape: Landscape | Problem, learning_rate: float, batch_size: int, betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8, *, sampling: Sampling | None = None,
 ) -> Adam:  # fmt: skip
-    """Adam as a diffusion in time t = k eta^2, moments from 0 with their bias corrections; noise must dominate."""
+    """Adam as a diffusion in time t = k eta^2, moments from 0 with their bias corrections; noise must dominate.
+
+    As for `rmsprop`; the first steps, where the method averages over few gradients, are part of the O(eta^2).
+    """
     place, setting = placed(landscape, learning_rate, batch_size, 0.0, sampling)
     for name, beta in zip(("betas[0]", "betas[1]"), betas, strict=True):
         _decay(name, beta)
