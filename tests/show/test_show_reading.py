@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from shotnoise.errors import InputError
 from shotnoise.show import reading
@@ -61,6 +62,24 @@ def test_the_whole_data_set_as_a_batch(build):
     said = text(build.result([1, 64, build.samples]))
     assert "At batch size 1,797 there is no noise at all: the batch is the whole data set." in said
     assert "0 % at batch size 1,797" not in said
+
+
+def test_noise_that_hangs_on_few_samples(build):
+    result = build.result(stderr=True)
+    for share, warned in ((0.39, False), (0.41, True)):
+        said = text(result.assign(noise_trace_stderr=share * result["noise_trace"]))
+        assert ("A few samples carry the noise, which is known to 41 % only" in said) == warned
+    steps = xr.concat([result.assign_coords(step=0), result.assign_coords(step=5)], "step")
+    error = xr.DataArray([0.1, 0.9], dims="step") * steps["noise_trace"]
+    assert "A few samples carry the noise at step 5, which is known to 90 % only" in text(
+        steps.assign(noise_trace_stderr=error)
+    )
+
+
+def test_a_lower_end_of_nothing_is_not_told(build):
+    result = build.result(unresolvable=True)
+    for low, told in ((1e-13, False), (12.0, True)):
+        assert ("larger than about" in text(result.assign(noise_scale_low=low))) == told
 
 
 def test_an_estimate_has_its_interval(build):

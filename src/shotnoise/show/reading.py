@@ -17,6 +17,9 @@ from shotnoise.show import stored
 from shotnoise.show.stored import VARIANCE
 from shotnoise.show.words import about, listing, number, percent, roughly
 
+FEW_SAMPLES = 0.4  # relative standard error of the noise trace
+SMALLEST_SAID = 0.1  # samples: a lower end below that says nothing
+
 
 def reading(result: xr.Dataset, observed: xr.Dataset | None = None, agreement: Agreement | None = None) -> list[str]:
     """The result in sentences, the most important first.
@@ -112,7 +115,7 @@ def _unresolved(here: xr.Dataset) -> list[str]:
     low, used = stored.value(here, "noise_scale_low"), stored.count(here, "samples_used")
     budget = f" of {used:,} samples" if used else ""
     sentence = f"The noise scale{_at_step(here)} is not resolvable with this budget{budget}"
-    if math.isfinite(low) and low > 0:
+    if math.isfinite(low) and low >= SMALLEST_SAID:
         sentence += f": at {percent(stored.confidence(here))} confidence it is larger than about {about(low)} samples"
     needed = stored.value(here, "noise_scale_samples_needed")
     if used is None or not math.isfinite(needed) or needed <= used:
@@ -188,7 +191,25 @@ def _precision(result: xr.Dataset) -> list[str]:
     population = f" of {samples:,}" if samples else ""
     source = f" from {used:,}{population} samples" if used else ""
     return [
-        f"These numbers are estimates{source}; intervals hold with {percent(stored.confidence(result))} confidence."
+        f"These numbers are estimates{source}; intervals hold with {percent(stored.confidence(result))} confidence.",
+        *_few_samples(result),
+    ]
+
+
+def _few_samples(result: xr.Dataset) -> list[str]:
+    """A warning where the noise hangs on so few samples that a budget cannot know how many more there are."""
+    errors = {
+        step: stored.value(here, "noise_trace_stderr") / stored.value(here, "noise_trace")
+        for step, here in stored.slices(result)
+        if stored.value(here, "noise_trace") > 0 and stored.value(here, "noise_trace_stderr") > 0
+    }
+    step = max(errors, key=lambda k: errors[k], default=None)
+    if step not in errors or errors[step] < FEW_SAMPLES:
+        return []
+    at = "" if step is None else f" at step {step:,}"
+    return [
+        f"A few samples carry the noise{at}, which is known to {percent(errors[step])} only: others that were not "
+        "drawn may carry more, and intervals may hold less often than they say. Use more samples."
     ]
 
 
