@@ -39,6 +39,19 @@ def test_lines_are_the_stored_numbers(predicted, simulated):
     assert full.get_xdata()[0] == 1  # at step 0 it is zero and has no place
 
 
+def test_what_is_estimated_has_its_band(predicted):
+    estimated = predicted.assign(full_gradient_variance_stderr=0.1 * predicted["full_gradient_variance"])
+    figure = show.prediction(estimated)
+    assert not figure.axes[0].collections
+    bands = {band.get_gid(): band for band in figure.axes[1].collections}
+    ends = bands["error of full_gradient_variance 2"].get_paths()[0].vertices
+    value = float(predicted["full_gradient_variance"].sel(batch_size=2, step=40))
+    at_end = ends[ends[:, 0] == 40][:, 1]
+    np.testing.assert_allclose([at_end.min(), at_end.max()], [(1 - 0.196) * value, (1 + 0.196) * value], rtol=1e-3)
+    assert "1.96 standard errors" in [t.get_text() for t in figure.legends[0].get_texts()]
+    assert "1.96 standard errors" not in [t.get_text() for t in show.prediction(predicted).legends[0].get_texts()]
+
+
 def test_against_the_batch_size(predicted, simulated):
     steps = [4, 40]
     fitted = predicted[["gradient_variance"]].sel(step=steps) * -1

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from shotnoise.errors import InputError
 from shotnoise.show.axes import Look, batch_axis, legend, looks, note, positive, step_axis
@@ -27,10 +29,10 @@ def prediction(
 ) -> Figure:
     """One panel per variable against the step, one colour per batch size: predicted as lines, simulated as marks.
 
-    predicted: what `predict.regression` returned. simulated: a summary of `simulate` on some of the same steps and
-    batch sizes, drawn with bars of 1.96 standard errors. lines: what the legend calls the prediction.
-    A value of exactly 0 has no place on the logarithmic axis; a
-    note says so. Raises InputError where a variable is missing.
+    predicted: what `predict.regression` or `predict.propagation` returned; what was estimated has a band of 1.96
+    standard errors. simulated: a summary of `simulate` on some of the same steps and batch sizes, drawn with bars of
+    1.96 standard errors. lines: what the legend calls the prediction. A value of exactly 0 has no place on the
+    logarithmic axis; a note says so. Raises InputError where a variable is missing.
     """
     missing = [name for name in variables if name not in predicted or "step" not in predicted[name].dims]
     if missing or not len(variables):
@@ -46,6 +48,11 @@ def prediction(
             here = predicted[name].sel(batch_size=b)
             drawn = positive(here.values)
             axes.plot(here["step"].values[drawn], here.values[drawn], color=look.colour, gid=f"predicted {name} {b}")
+            if f"{name}_stderr" in predicted:
+                reach = NORMAL * predicted[f"{name}_stderr"].sel(batch_size=b).values
+                low, high = ((here.values + sign * reach)[drawn] for sign in (-1, 1))
+                band = axes.fill_between(here["step"].values[drawn], low, high, color=look.colour, alpha=0.2, lw=0)
+                band.set_gid(f"error of {name} {b}")
             if not drawn[1:].any():
                 zero.add(b)
             elif simulated is not None and name in simulated and b in simulated["batch_size"].values:
@@ -56,10 +63,13 @@ def prediction(
     note(
         panels[0], f"not drawn: the variance is exactly 0 at $b$ = {', '.join(map(str, sorted(zero)))}" if zero else ""
     )
-    handles = [Line2D([], [], color=look.colour) for look in looks(len(sizes))]
+    handles: list[Artist] = [Line2D([], [], color=look.colour) for look in looks(len(sizes))]
     labels = [f"$b$ = {b:,}" for b in sizes]
     if simulated is not None:
         _explain(handles, labels, lines)
+    if any(f"{name}_stderr" in predicted for name in variables):
+        handles.append(Patch(color=GREY, alpha=0.2))
+        labels.append("1.96 standard errors")
     legend(figure, handles, labels)
     return figure
 
@@ -105,7 +115,7 @@ def against_batch_size(
     batch_axis(axes, _ticks(predicted["batch_size"].values))
     words = f"not drawn: {lost} values of the fits that are negative" if lost else ""
     note(axes, words)
-    handles = [Line2D([], [], color=look.colour) for look in looks(len(steps))]
+    handles: list[Artist] = [Line2D([], [], color=look.colour) for look in looks(len(steps))]
     labels = [f"step {t:,}" for t in steps]
     if simulated is not None:
         _explain(handles, labels)
@@ -136,7 +146,7 @@ def _marks(axes: Axes, here: xr.Dataset, name: str, look: Look, along: str = "st
     bars.lines[0].set_gid(f"simulated {name}")
 
 
-def _explain(handles: list[Line2D], labels: list[str], lines: str = "exact") -> None:
+def _explain(handles: list[Artist], labels: list[str], lines: str = "exact") -> None:
     handles += [Line2D([], [], color=BLACK), Line2D([], [], color=BLACK, marker="o", ms=4, mfc="white", ls="")]
     labels += [lines, "simulated,\n95 % intervals"]
 
