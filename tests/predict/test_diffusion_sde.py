@@ -263,7 +263,7 @@ def test_adaptive_methods_tend_to_their_diffusions(rule):
     assert not within(off.mean(0), error, w.numpy().mean(0))
 
 
-def adaptive_weak_error(rule, eta, scale=1.0, runs=20_000, substeps=8):
+def adaptive_weak_error(rule, eta, scale=1.0, runs=10_000, substeps=8):
     """E w at time 1, method less equation, by the same noise; its variance 1 + tanh(w) / 2 over eta^2, times scale."""
 
     def noise(scale):

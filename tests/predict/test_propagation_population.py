@@ -88,13 +88,13 @@ def test_the_noise_is_about_the_mean_at_the_weights_of_the_moment():
 
 def test_the_next_order_of_a_linear_student_is_exact_on_average(monkeypatch):
     """One layer: second moments of the weights are all that the variance asks for, so runs of any batch size obey them."""
-    monkeypatch.setattr(sys.modules["shotnoise.predict.propagation.validity"], "PAIRS", 400)
+    monkeypatch.setattr(sys.modules["shotnoise.predict.propagation.validity"], "PAIRS", 250)
     student, teacher, b = np.array([[0.3, -0.2]]), np.array([[1.0, 0.5]]), 32
     model = nn.Linear(2, 1, bias=False).double()
     with torch.no_grad():
         model.weight.copy_(torch.from_numpy(student))
     population = sn.TeacherStudent(model, torch.from_numpy(teacher))
-    law = sn.predict.propagation(population, None, RATE, 3, [b], probes=400).isel(batch_size=0)
+    law = sn.predict.propagation(population, None, RATE, 3, [b], probes=250).isel(batch_size=0)
     polynomial = sn.predict.networks.gradient_variance_polynomial([student], teacher, RATE, 3, 0)
     leading = float(polynomial.coefficients[1])
     missed = float(polynomial(b)) * b / leading - 1
