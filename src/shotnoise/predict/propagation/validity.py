@@ -75,18 +75,38 @@ def beside(path: Path, spread: Spread, kappas: Array, seed: int) -> Trainings:
     if isinstance(spread, Probes):
         return OneByOne(kappas, start(PAIRS), spread)
     assert isinstance(spread, Covariance)
+    weights, network = start(PAIRS_TOGETHER).double(), Network(path.problem)
+    if not _side_by_side(network, weights.flatten(0, 2)[:2]):
+        return OneByOne(kappas, start(PAIRS), Probes.start(path.problem, PAIRS, seed, False), shared=False)
     delta = torch.zeros(PAIRS_TOGETHER, len(spread.P), dtype=torch.float64)
-    network, rng = Network(path.problem), np.random.default_rng([seed, 1])
-    return Together(kappas, start(PAIRS_TOGETHER).double(), spread, network, rng, delta)
+    return Together(kappas, weights, spread, network, np.random.default_rng([seed, 1]), delta)
+
+
+def _side_by_side(network: Network, weights: Tensor) -> bool:
+    """Whether torch.func takes the model: not with autograd functions of the old kind, nor all recurrent ones."""
+    try:
+        network.gradient(weights)
+        network.variances(weights)
+    except RuntimeError:
+        return False
+    return True
 
 
 @dataclass
 class OneByOne(Trainings):
-    """For large models and populations: the noise is that of the samples which the probes draw."""
+    """For large models and populations: the noise is that of the samples that probes draw, the law's or some beside."""
 
     probes: Probes
+    shared: bool = True
+
+    def look(self, path: Path) -> Row:
+        if not self.shared:
+            self.probes.look(path)
+        return {}
 
     def move(self, path: Path, rate: float) -> None:
+        if not self.shared:
+            self.probes.move(path, rate)
         drawn, which = self.probes.drawn
         here = path.weights
         for kappa, pairs in zip(self.kappas, self.weights, strict=True):

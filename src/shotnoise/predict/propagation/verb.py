@@ -72,16 +72,16 @@ def propagation(
 
     `next_order` (batch_size): what the first order leaves out of the gradient's variance at the last step, relative to
     it, with its standard error. With order=2 it is the second order; with order=1 what pairs of trainings show beyond
-    it (32 where the covariance is followed, else 6), whose noise has the covariances of a batch of that size and
-    opposite signs within a pair: all orders, but for third moments. Infinite where such a training diverges. The
-    attribute `valid_from` is the smallest batch size given from which on it is within 10 %, two standard errors
-    included, and 0 where there is none.
+    it (32 where the covariance is followed and torch.func takes the model, else 6), whose noise has the covariances of
+    a batch of that size and opposite signs within a pair: all orders, but for third moments. Infinite where such a
+    training diverges. The attribute `valid_from` is the smallest batch size given from which on it is within 10 %, two
+    standard errors included, and 0 where there is none.
 
-    Cost per step: a pass for the noise, 12 gradients for each batch size (and as many times the memory of the weights)
-    and, with probes, as many Hessian-vector products, which share their first passes; without, as many as there are
-    parameters. The second order of p weights costs p^2 backward passes and p^4
-    operations, or thirteen gradients per probe. Raises InputError for what does not fit, NonFiniteError where
-    the path diverges. Source: theory of small noise; exact coefficient of 1/b for any twice differentiable model.
+    Cost per step: a pass for the noise; with probes, as many Hessian-vector products, which share their first passes,
+    and for each batch size 12 gradients, and as many times the memory of the weights; without, as many products as
+    there are parameters, and 64 gradients side by side. The second order of p weights costs p^2 backward passes and p^4
+    operations, or thirteen gradients per probe. Raises InputError for what does not fit, NonFiniteError where the path
+    diverges. Source: theory of small noise; exact coefficient of 1/b for any twice differentiable model.
 
     >>> import torch
     >>> x, y = torch.tensor([[1.0], [2.0], [-1.0]]), torch.tensor([[1.0], [0.0], [1.0]])
